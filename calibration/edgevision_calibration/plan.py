@@ -1,0 +1,80 @@
+"""`QuantPlan`: a scheme, the ranges chosen for one graph, and what stays in float and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevision.errors import CalibrationError
+from edgevision_calibration.scheme import QuantScheme, scheme_for
+
+
+@dataclass(frozen=True)
+class ActivationQuant:
+    """``real = scale · (q − zero_point)``, with q in the scheme's range."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """How one graph is quantized for one target.
+
+    Attributes:
+        scheme: the target's scheme.
+        activations: tensor name → scale and zero point, for every tensor that is quantized.
+        weights: initializer name → float32 scales ``[out_channels]`` (or ``[1]`` per tensor);
+            ``q = clip(round(w / scale), -127, 127)``.
+        float_ops: node name → why the node stays in float.
+        graph_sha256: the graph it belongs to.
+        calibration: where the ranges came from: images, method, hash of the preprocess.
+    """
+
+    scheme: QuantScheme
+    activations: Mapping[str, ActivationQuant]
+    weights: Mapping[str, npt.NDArray[np.float32]]
+    float_ops: Mapping[str, str]
+    graph_sha256: str
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The plan as JSON; `from_json` reads it back exactly."""
+        values = {
+            "target": self.scheme.target,
+            "graph_sha256": self.graph_sha256,
+            "calibration": dict(self.calibration),
+            "activations": {name: [quant.scale, quant.zero_point] for name, quant in self.activations.items()},
+            # float32 → float64 → repr → float64 → float32 is exact
+            "weights": {name: [float(scale) for scale in scales] for name, scales in self.weights.items()},
+            "float_ops": dict(self.float_ops),
+        }
+        return json.dumps(values, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> QuantPlan:
+        """Read what `to_json` wrote.
+
+        Raises:
+            CalibrationError: the text is no plan.
+        """
+        try:
+            values = json.loads(text)
+            return cls(
+                scheme=scheme_for(values["target"]),
+                activations={
+                    name: ActivationQuant(float(scale), int(zero_point))
+                    for name, (scale, zero_point) in values["activations"].items()
+                },
+                weights={name: np.asarray(scales, np.float32) for name, scales in values["weights"].items()},
+                float_ops=dict(values["float_ops"]),
+                graph_sha256=str(values["graph_sha256"]),
+                calibration=dict(values["calibration"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise CalibrationError(f"the quantization plan is damaged: {error}") from error

@@ -1,0 +1,106 @@
+"""How a target wants its integers: one frozen `QuantScheme` per target, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgevision.errors import UsageError
+from edgevision.registry import unknown_name
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """What one engine runs fastest.
+
+    Attributes:
+        target: the engine.
+        activation_dtype: ``uint8`` (affine: any zero point) or ``int8`` (symmetric: zero point 0).
+        weight_per_channel: one weight scale per output channel rather than per tensor; weights are always
+            symmetric int8 in -127..127.
+        compute_ops: ops that run on integers.
+        integer_ops: ops that pass integers on, so that a chain of compute ops stays integer end to end.
+        depthwise: whether depthwise convolutions run on integers.
+        quantize_bias: whether biases are stored as int32 with scale ``s_activation · s_weight``.
+        weights_as_float: whether weights stay float32 behind QuantizeLinear → DequantizeLinear in the file
+            (else int8 behind DequantizeLinear).
+    """
+
+    target: str
+    activation_dtype: str
+    weight_per_channel: bool
+    compute_ops: frozenset[str]
+    integer_ops: frozenset[str]
+    depthwise: bool
+    quantize_bias: bool
+    weights_as_float: bool = False
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether activations have zero point 0."""
+        return self.activation_dtype == "int8"
+
+    @property
+    def quant_range(self) -> tuple[int, int]:
+        """Least and greatest integer of an activation."""
+        return (-127, 127) if self.symmetric else (0, 255)
+
+
+_COMPUTE = frozenset({"Conv", "Gemm", "MatMul"})
+
+SCHEMES: dict[str, QuantScheme] = {
+    # uint8 activations take the u8·s8 dot-product kernels (VNNI, and dotprod on ARM); int8-symmetric ones take
+    # twice FP32's time on x86. Everything between two convolutions must carry Q/DQ, or the chain leaves integers.
+    "onnxruntime": QuantScheme(
+        target="onnxruntime",
+        activation_dtype="uint8",
+        weight_per_channel=True,
+        compute_ops=_COMPUTE,
+        integer_ops=frozenset({"Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"}),
+        depthwise=True,
+        quantize_bias=True,
+    ),
+    # OpenVINO reads Q/DQ as FakeQuantize and propagates it itself; additions are fused into the convolution
+    # before them in float, so only the inputs of compute ops carry Q/DQ.
+    "openvino": QuantScheme(
+        target="openvino",
+        activation_dtype="uint8",
+        weight_per_channel=True,
+        compute_ops=_COMPUTE,
+        integer_ops=frozenset({"Concat", "MaxPool", "AveragePool", "GlobalAveragePool"}),
+        depthwise=True,
+        quantize_bias=False,
+    ),
+    # ncnn quantizes the input of a layer and dequantizes its output; there is no integer addition or concat.
+    # Its depthwise INT8 kernels cost more than float on x86 and ARM, and 3 dB.
+    "ncnn": QuantScheme(
+        target="ncnn",
+        activation_dtype="int8",
+        weight_per_channel=True,
+        compute_ops=frozenset({"Conv", "Gemm"}),
+        integer_ops=frozenset(),
+        depthwise=False,
+        quantize_bias=False,
+    ),
+    # Explicit Q/DQ with zero point 0 is the one form TensorRT 8.5 to 11 all take; biases stay float.
+    "tensorrt": QuantScheme(
+        target="tensorrt",
+        activation_dtype="int8",
+        weight_per_channel=True,
+        compute_ops=frozenset({"Conv", "Gemm"}),
+        integer_ops=frozenset({"Concat", "MaxPool", "AveragePool", "GlobalAveragePool"}),
+        depthwise=True,
+        quantize_bias=False,
+        weights_as_float=True,
+    ),
+}
+
+
+def scheme_for(target: str) -> QuantScheme:
+    """The scheme that is fastest on ``target``.
+
+    Raises:
+        UsageError: no such target.
+    """
+    if target not in SCHEMES:
+        raise UsageError(unknown_name("target", target, SCHEMES))
+    return SCHEMES[target]

@@ -1,0 +1,329 @@
+"""A `Bundle`: everything a device needs to run one model on one engine, in a folder or one ``.evb`` zip.
+
+::
+
+    manifest.json        schema version, task, classes, preprocess, target, precision, thresholds, provenance,
+                         and size and SHA-256 of every other file
+    engine/…             the engine's own files, untouched
+    golden.npz           golden inputs, FP32 outputs, and (INT8) the outputs of the plan's fake-quantized reference
+    plan.json            (INT8) the quantization plan
+
+Only files the manifest lists are ever read, by name, into memory: no path out of a bundle is followed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevision.errors import BundleError, OutputError
+from edgevision.files import atomic_path, sha256_bytes, write_bytes
+from edgevision.preprocess import Preprocess
+from edgevision.runtime.tensors import TensorSpec
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+GOLDEN = "golden.npz"
+PLAN = "plan.json"
+SUFFIX = ".evb"
+
+# a zip that claims to unpack to more than this is refused before anything is read
+MAX_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What `edgevision verify` demands of an engine's outputs.
+
+    Attributes:
+        cosine: least cosine similarity with the reference, 0..1.
+        sqnr_db: least signal-to-quantization-noise ratio, dB.
+        top1_agreement: least share of golden inputs with the same top-1 answer, 0..1 (classification).
+    """
+
+    cosine: float
+    sqnr_db: float
+    top1_agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``manifest.json`` holds; see the attributes' names in the file itself.
+
+    Attributes:
+        name: model name.
+        task: ``classification`` or ``tensors`` (raw outputs).
+        target: engine: ``onnxruntime``, ``openvino``, ``ncnn``, ``tensorrt``.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        inputs: names, dtypes and shapes a feed must have; a batch dimension is None.
+        outputs: likewise for results.
+        preprocess: how pictures become the first input.
+        engine_files: role → path inside the bundle, e.g. ``{"model": "engine/model.onnx"}``.
+        classes: names by index; empty where unknown.
+        engine_options: what the backend must be told, plain values.
+        tensor_names: name in the canonical graph → name inside the engine, where they differ.
+        thresholds: what ``verify`` demands against FP32 (``fp32``) and against the plan (``reference``).
+        provenance: what it was made from and with.
+    """
+
+    name: str
+    task: str
+    target: str
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocess: Preprocess
+    engine_files: dict[str, str]
+    classes: tuple[str, ...] = ()
+    engine_options: dict[str, Any] = field(default_factory=dict)
+    tensor_names: dict[str, str] = field(default_factory=dict)
+    thresholds: dict[str, Thresholds] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON takes them."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "task": self.task,
+            "target": self.target,
+            "precision": self.precision,
+            "inputs": [spec.to_dict() for spec in self.inputs],
+            "outputs": [spec.to_dict() for spec in self.outputs],
+            "preprocess": self.preprocess.to_dict(),
+            "classes": list(self.classes),
+            "engine_files": self.engine_files,
+            "engine_options": self.engine_options,
+            "tensor_names": self.tensor_names,
+            "thresholds": {key: vars(value) for key, value in self.thresholds.items()},
+            "provenance": self.provenance,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
+        """Build from plain values.
+
+        Raises:
+            BundleError: a key is missing or has a wrong type.
+        """
+        try:
+            return cls(
+                name=str(values["name"]),
+                task=str(values["task"]),
+                target=str(values["target"]),
+                precision=str(values["precision"]),
+                inputs=tuple(TensorSpec.from_dict(spec) for spec in values["inputs"]),
+                outputs=tuple(TensorSpec.from_dict(spec) for spec in values["outputs"]),
+                preprocess=Preprocess.from_dict(values["preprocess"]),
+                classes=tuple(str(name) for name in values["classes"]),
+                engine_files={str(role): str(path) for role, path in values["engine_files"].items()},
+                engine_options=dict(values["engine_options"]),
+                tensor_names=dict(values["tensor_names"]),
+                thresholds={key: Thresholds(**value) for key, value in values["thresholds"].items()},
+                provenance=dict(values["provenance"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(f"manifest.json is damaged: {type(error).__name__}: {error}") from error
+
+
+class Bundle:
+    """A bundle read into memory, every file checked against its hash. Open one with `Bundle.open`."""
+
+    def __init__(self, manifest: Manifest, files: Mapping[str, bytes], path: Path | None = None) -> None:
+        self.manifest = manifest
+        self.path = path
+        self._files = dict(files)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Read a ``.evb`` file or a bundle folder.
+
+        Raises:
+            BundleError: missing, not a bundle, of a newer version, changed after it was made, or naming a path
+                outside itself.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise BundleError(f"{path}: no such bundle")
+        try:
+            read = _read_folder(path) if path.is_dir() else _read_zip(path)
+        except BundleError as error:
+            raise BundleError(f"{path}: {error}") from error.__cause__
+        except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, ValueError) as error:
+            raise BundleError(f"{path}: not a readable bundle: {error}") from error
+        return cls(read[0], read[1], path)
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files besides the manifest."""
+        return sorted(self._files)
+
+    def read(self, name: str) -> bytes:
+        """Bytes of one file of the bundle.
+
+        Raises:
+            BundleError: the bundle has no such file.
+        """
+        if name not in self._files:
+            raise BundleError(f"{self.path or self.manifest.name}: the bundle has no file {name!r}")
+        return self._files[name]
+
+    def engine_file(self, role: str) -> bytes:
+        """Bytes of the engine file with this role, e.g. ``"model"``.
+
+        Raises:
+            BundleError: the manifest names no such role.
+        """
+        if role not in self.manifest.engine_files:
+            raise BundleError(f"{self.path or self.manifest.name}: manifest.json names no engine file {role!r}")
+        return self.read(self.manifest.engine_files[role])
+
+    def golden(self) -> dict[str, dict[str, npt.NDArray[Any]]]:
+        """Golden tensors: ``{"inputs": …, "outputs": …, "reference": …}``, each name → array ``[N, …]``.
+
+        Raises:
+            BundleError: the bundle was made without golden tensors, or they are damaged.
+        """
+        groups: dict[str, dict[str, npt.NDArray[Any]]] = {"inputs": {}, "outputs": {}, "reference": {}}
+        try:
+            with np.load(io.BytesIO(self.read(GOLDEN)), allow_pickle=False) as arrays:
+                for key in arrays.files:
+                    group, _, name = key.partition("/")
+                    groups[group][name] = arrays[key]
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{self.path or self.manifest.name}: golden tensors are damaged: {error}") from error
+        return groups
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the engine files: equal digests run equally."""
+        names = sorted(self.manifest.engine_files.values())
+        return sha256_bytes("".join(sha256_bytes(self.read(name)) for name in names).encode())
+
+    @property
+    def engine_bytes(self) -> int:
+        """Size of the engine's own files, in bytes."""
+        return sum(len(self.read(name)) for name in self.manifest.engine_files.values())
+
+    def save(self, path: str | Path) -> Path:
+        """Write a ``.evb`` zip, or a folder where ``path`` does not end in ``.evb``; atomic.
+
+        Raises:
+            OutputError: the folder is read-only or the disk is full.
+        """
+        path = Path(path)
+        files = {MANIFEST: self._manifest_bytes(), **self._files}
+        if path.suffix == SUFFIX:
+            with atomic_path(path) as temporary:
+                _write_zip(temporary, files)
+        else:
+            if path.exists() and not path.is_dir():
+                raise OutputError(f"cannot write {path}: a file is in the way; name the bundle *{SUFFIX}")
+            # the manifest last: a folder without one is no bundle
+            for name in [*self.files, MANIFEST]:
+                write_bytes(path / name, files[name])
+        self.path = path
+        return path
+
+    def _manifest_bytes(self) -> bytes:
+        values = self.manifest.to_dict()
+        values["files"] = {
+            name: {"bytes": len(data), "sha256": sha256_bytes(data)} for name, data in sorted(self._files.items())
+        }
+        return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
+
+
+def golden_bytes(groups: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> bytes:
+    """Encode golden tensors (see `Bundle.golden`) as ``golden.npz``."""
+    stream = io.BytesIO()
+    arrays = {f"{group}/{name}": value for group, named in groups.items() for name, value in named.items()}
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def _write_zip(path: Path, files: Mapping[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            # a fixed date makes equal content equal bytes; npz is compressed already
+            info = zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0))
+            info.external_attr = 0o644 << 16
+            method = zipfile.ZIP_STORED if name.endswith(".npz") else zipfile.ZIP_DEFLATED
+            archive.writestr(info, data, compress_type=method, compresslevel=6)
+
+
+def _read_zip(path: Path) -> tuple[Manifest, dict[str, bytes]]:
+    if not zipfile.is_zipfile(path):
+        raise BundleError("not a bundle: neither a folder nor a .evb zip")
+    with zipfile.ZipFile(path) as archive:
+        sizes: dict[str, int] = {}
+        for info in archive.infolist():
+            _check_name(info.filename)
+            if info.filename in sizes:
+                raise BundleError(f"{info.filename!r} is in the zip twice; make the bundle again")
+            sizes[info.filename] = info.file_size
+        if sum(sizes.values()) > MAX_BYTES:
+            raise BundleError(f"claims {sum(sizes.values())} bytes unpacked; the limit is {MAX_BYTES}")
+        if MANIFEST not in sizes:
+            raise BundleError("not a bundle: it has no manifest.json")
+        manifest, listed = _parse_manifest(archive.read(MANIFEST))
+        if extra := set(sizes) - set(listed) - {MANIFEST}:
+            raise BundleError(f"holds files its manifest does not list: {', '.join(sorted(extra))}")
+        if missing := set(listed) - set(sizes):
+            raise BundleError(f"incomplete: {', '.join(sorted(missing))} is missing; make the bundle again")
+        return manifest, {name: _checked(name, archive.read(name), listed[name]) for name in listed}
+
+
+def _read_folder(path: Path) -> tuple[Manifest, dict[str, bytes]]:
+    if not (path / MANIFEST).is_file():
+        raise BundleError("not a bundle: it has no manifest.json")
+    manifest, listed = _parse_manifest((path / MANIFEST).read_bytes())
+    files = {}
+    root = path.resolve()
+    for name in listed:
+        file = path / name
+        if not file.resolve().is_relative_to(root):
+            raise BundleError(f"{name!r} leads out of the bundle; refused")
+        if not file.is_file():
+            raise BundleError(f"incomplete: {name} is missing; make the bundle again")
+        files[name] = _checked(name, file.read_bytes(), listed[name])
+    return manifest, files
+
+
+def _parse_manifest(data: bytes) -> tuple[Manifest, dict[str, str]]:
+    try:
+        values = json.loads(data)
+        version = int(values["schema_version"])
+        listed = {str(name): str(entry["sha256"]) for name, entry in values["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"manifest.json is damaged: {error}") from error
+    if version > SCHEMA_VERSION:
+        raise BundleError(
+            f"bundle version {version} is newer than this edgevision reads ({SCHEMA_VERSION}): "
+            "pip install --upgrade edgevision"
+        )
+    for name in listed:
+        _check_name(name)
+    manifest = Manifest.from_dict(values)
+    if unlisted := set(manifest.engine_files.values()) - set(listed):
+        raise BundleError(f"manifest.json names engine files it does not list: {', '.join(sorted(unlisted))}")
+    return manifest, listed
+
+
+def _check_name(name: str) -> None:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or name != str(pure):
+        raise BundleError(f"names the path {name!r}, which leads out of the bundle; refused")
+
+
+def _checked(name: str, data: bytes, sha256: str) -> bytes:
+    if sha256_bytes(data) != sha256:
+        raise BundleError(f"{name} has been changed since the bundle was made (SHA-256 differs); make it again")
+    return data

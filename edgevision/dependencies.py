@@ -1,0 +1,50 @@
+"""Optional dependencies, imported where they are used and named by the extra that installs them."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.util import find_spec
+from types import ModuleType
+
+from edgevision.errors import MissingDependencyError
+
+# top-level module → the extra that brings it
+EXTRA_OF: dict[str, str] = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "ncnn": "ncnn",
+    "tensorrt": "tensorrt",
+    "torch": "train",
+    "sklearn": "train",
+    "safetensors": "convert",
+    "onnx": "convert",
+    "onnxscript": "convert",
+    "pnnx": "convert",
+    "tomli": "convert",
+    "jinja2": "report",
+    "psutil": "report",
+    "rich": "report",
+}
+
+
+def require(module: str, *, purpose: str, extra: str | None = None) -> ModuleType:
+    """Import ``module`` or say in one line which extra installs it.
+
+    Args:
+        module: dotted module name, as ``import`` takes it.
+        purpose: what it is needed for, as the object of "is needed to …".
+        extra: the extra to name; by default the one that brings the top-level module.
+
+    Raises:
+        MissingDependencyError: the module is not installed.
+    """
+    top = module.partition(".")[0]
+    if find_spec(top) is None:
+        extra = extra or EXTRA_OF[top]
+        raise MissingDependencyError(f'{top} is needed to {purpose}: pip install "edgevision[{extra}]"')
+    return importlib.import_module(module)
+
+
+def installed(module: str) -> bool:
+    """Tell whether ``module`` could be imported, without importing it."""
+    return find_spec(module) is not None

@@ -1,0 +1,85 @@
+"""Writing so that nothing is ever half-written, and hashing what was written."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgevision.errors import OutputError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary file beside ``path``; rename it onto ``path`` when the block ends without an error.
+
+    Whatever goes wrong (an exception, Ctrl-C, a full disk), ``path`` is either as it was or complete.
+
+    Raises:
+        OutputError: the folder cannot be made or written, or the disk is full.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(descriptor)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())  # a full disk may speak up only now
+        # mkstemp makes files private; results are as readable as the user's umask allows
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        if isinstance(error, OutputError) or not _is_output_problem(error):
+            raise
+        raise OutputError(f"cannot write {path}: {error.strerror}; choose another folder with -o") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _is_output_problem(error: OSError) -> bool:
+    return error.errno in {
+        errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST,
+        errno.EFBIG, errno.EIO,
+    }  # fmt: skip
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically. Raises `OutputError` where that is not possible."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` as UTF-8 atomically. Raises `OutputError` where that is not possible."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as indented JSON atomically. Raises `OutputError` where that is not possible."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def sha256_bytes(data: bytes | memoryview) -> str:
+    """Hexadecimal SHA-256 of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

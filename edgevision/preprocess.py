@@ -1,0 +1,208 @@
+"""From a picture to the network's input: one piece of code for validation, calibration and the device.
+
+A `Preprocess` is stored in the bundle, and a bundle's model is never fed through another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from edgevision.errors import UsageError
+from edgevision.images import ImageLike, to_image
+from edgevision.registry import unknown_name
+
+Float32Array: TypeAlias = "npt.NDArray[np.float32]"
+
+RESIZE_RULES = ("stretch", "shorter_side", "letterbox")
+COLOR_ORDERS = ("RGB", "BGR", "GRAY")
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a picture becomes a tensor ``[C, H, W]`` float32: resize, crop or pad, colour order, normalise.
+
+    ``y = (x · scale − mean) / std`` per channel, with x in 0..255 and mean, std in the order of ``color``.
+
+    Attributes:
+        size: input height and width, in pixels.
+        resize: ``stretch`` to ``size``; ``shorter_side`` to ``resize_to`` pixels, then centre crop ``size``;
+            ``letterbox``: fit inside ``size`` keeping the aspect ratio, pad with ``pad_value``.
+        resize_to: length of the shorter side before the crop, for ``shorter_side``.
+        interpolation: ``nearest``, ``bilinear`` or ``bicubic``, antialiased as Pillow does it.
+        color: channel order the network wants: ``RGB``, ``BGR``, or ``GRAY`` (ITU-R 601 luma, one channel).
+        scale: factor on pixel values, usually 1/255 or 1.
+        mean: subtracted after ``scale``; one value per channel.
+        std: divisor after ``mean``; one value per channel.
+        layout: ``NCHW`` or ``NHWC``: what the model file takes. Canonical graphs are NCHW.
+        pad_value: grey level 0..255 of the letterbox's border.
+
+    Raises:
+        UsageError: a value outside what is listed above.
+    """
+
+    size: tuple[int, int]
+    resize: str = "stretch"
+    resize_to: int | None = None
+    interpolation: str = "bilinear"
+    color: str = "RGB"
+    scale: float = 1.0 / 255.0
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    layout: str = "NCHW"
+    pad_value: int = 114
+
+    def __post_init__(self) -> None:
+        _choice("resize rule", self.resize, RESIZE_RULES)
+        _choice("colour order", self.color, COLOR_ORDERS)
+        _choice("interpolation", self.interpolation, tuple(INTERPOLATIONS))
+        _choice("layout", self.layout, ("NCHW", "NHWC"))
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise UsageError(f"preprocess size must be (height, width) in pixels; got {self.size}")
+        if self.resize == "shorter_side" and (self.resize_to is None or self.resize_to < max(self.size)):
+            raise UsageError(
+                f"resize rule 'shorter_side' needs resize_to >= {max(self.size)} (the crop must fit); "
+                f"got {self.resize_to}"
+            )
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise UsageError(f"{self.color} needs {self.channels} values of mean and std")
+        if min(self.std) <= 0 or not np.isfinite([self.scale, *self.mean, *self.std]).all():
+            raise UsageError("preprocess scale, mean and std must be finite and std above 0")
+
+    @property
+    def channels(self) -> int:
+        """Number of channels the network sees."""
+        return 1 if self.color == "GRAY" else 3
+
+    @property
+    def digest(self) -> str:
+        """Hash that two equal preprocesses share."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def __call__(self, image: ImageLike) -> Float32Array:
+        """Turn one picture into float32 ``[C, H, W]`` (``[H, W, C]`` for ``NHWC``)."""
+        return self.normalize(np.asarray(self.geometry(to_image(image))))
+
+    def batch(self, images: Sequence[ImageLike]) -> Float32Array:
+        """Turn pictures into float32 ``[B, C, H, W]`` (``[B, H, W, C]`` for ``NHWC``)."""
+        return np.stack([self(image) for image in images])
+
+    def geometry(self, image: Image.Image) -> Image.Image:
+        """Resize, crop or pad an RGB image to ``size``; the result has the mode the network wants."""
+        if self.color == "GRAY":
+            image = image.convert("L")
+        height, width = self.size
+        method = INTERPOLATIONS[self.interpolation]
+        if self.resize == "shorter_side":
+            assert self.resize_to is not None
+            return _center_crop(_resize_shorter(image, self.resize_to, method), height, width)
+        if self.resize == "letterbox":
+            return _letterbox(image, height, width, method, self.pad_value)
+        return image if image.size == (width, height) else image.resize((width, height), method)
+
+    def normalize(self, pixels: npt.NDArray[np.uint8]) -> Float32Array:
+        """Normalise ``uint8`` ``[H, W, 3]`` (RGB) or ``[H, W]`` (grey) of the right size into the input layout."""
+        if pixels.ndim == 2:
+            pixels = pixels[:, :, None]
+        if self.color == "BGR":
+            pixels = pixels[:, :, ::-1]
+        # (x·scale − mean) / std as one multiply-add per value
+        gain = np.asarray([self.scale / s for s in self.std], np.float32)
+        shift = np.asarray([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32)
+        if self.layout == "NHWC":
+            return np.asarray(pixels * gain + shift, np.float32)
+        out = np.empty((self.channels, *pixels.shape[:2]), np.float32)
+        for channel in range(self.channels):
+            np.multiply(pixels[:, :, channel], gain[channel], out=out[channel])
+            out[channel] += shift[channel]
+        return out
+
+    def with_size(self, height: int, width: int) -> Preprocess:
+        """The same preprocess at another input size; ``resize_to`` keeps its ratio to the crop."""
+        resize_to = None
+        if self.resize_to is not None:
+            resize_to = round(self.resize_to * max(height, width) / max(self.size))
+        return replace(self, size=(height, width), resize_to=resize_to)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON takes them."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
+        """Build from plain values (JSON or TOML).
+
+        Raises:
+            UsageError: an unknown key (the near ones are named) or a wrong value.
+        """
+        valid = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in valid:
+                raise UsageError(unknown_name("preprocess key", key, valid))
+        if "size" not in values:
+            raise UsageError("a preprocess needs size = [height, width]")
+        tuples = {key: tuple(value) if isinstance(value, (list, tuple)) else value for key, value in values.items()}
+        if isinstance(tuples["size"], int):
+            tuples["size"] = (tuples["size"], tuples["size"])
+        try:
+            return cls(**tuples)
+        except TypeError as error:
+            raise UsageError(f"preprocess: {error}") from error
+
+
+def _choice(what: str, value: str, valid: Sequence[str]) -> None:
+    if value not in valid:
+        raise UsageError(unknown_name(what, value, list(valid)))
+
+
+def _resize_shorter(image: Image.Image, shorter: int, method: Image.Resampling) -> Image.Image:
+    width, height = image.size
+    if min(width, height) == shorter:
+        return image
+    # the longer side is truncated, as torchvision's Resize does, so that published accuracies hold
+    if width < height:
+        return image.resize((shorter, max(shorter, int(shorter * height / width))), method)
+    return image.resize((max(shorter, int(shorter * width / height)), shorter), method)
+
+
+def _center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    left = round((image.width - width) / 2)
+    top = round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _letterbox(image: Image.Image, height: int, width: int, method: Image.Resampling, pad_value: int) -> Image.Image:
+    ratio = min(height / image.height, width / image.width)
+    fitted = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
+    if image.size != fitted:
+        image = image.resize(fitted, method)
+    fill = pad_value if image.mode == "L" else (pad_value, pad_value, pad_value)
+    canvas = Image.new(image.mode, (width, height), fill)
+    canvas.paste(image, ((width - fitted[0]) // 2, (height - fitted[1]) // 2))
+    return canvas
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# name → preprocess, for ``--preprocess NAME``; `with_size` fits one to another input size
+PRESETS: dict[str, Preprocess] = {
+    "imagenet": Preprocess((224, 224), "shorter_side", 256, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    "imagenet-stretch": Preprocess((224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    "cifar10": Preprocess((32, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    "digits": Preprocess((32, 32), color="GRAY", mean=(0.5,), std=(0.5,)),
+    "unit": Preprocess((224, 224)),
+    "letterbox": Preprocess((640, 640), "letterbox"),
+}

@@ -1,0 +1,158 @@
+"""`Session`: one loaded bundle, the same on every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevision.bundle import Bundle
+from edgevision.errors import EngineError, UsageError
+from edgevision.images import ImageLike
+from edgevision.runtime.backend import BACKENDS, EngineOptions
+from edgevision.runtime.tensors import TensorSpec
+from edgevision.tasks import TaskResult, interpret
+
+
+class Session:
+    """A network ready to run. Safe to use from several threads; a context manager that frees the engine.
+
+    ``session(image)`` applies the bundle's own preprocess and returns a task result; ``session.infer(feed)``
+    is the engine itself: arrays in, arrays out. Open one with `edgevision.load`.
+    """
+
+    def __init__(self, bundle: Bundle, options: EngineOptions | None = None) -> None:
+        self.bundle = bundle
+        self.options = options or EngineOptions()
+        self._engine = BACKENDS.resolve(bundle.manifest.target)(bundle, self.options)
+        self._closed = False
+        # what infer() compares with on every call, prepared once
+        self._checks = tuple(
+            (spec.name, np.dtype(spec.dtype), spec.shape[1:], spec.shape[0]) for spec in bundle.manifest.inputs
+        )
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What a feed must hold."""
+        return self.bundle.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What `infer` returns."""
+        return self.bundle.manifest.outputs
+
+    @property
+    def engine_version(self) -> str:
+        """Version of the engine's library."""
+        return str(self._engine.version)
+
+    def infer(self, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run one batch.
+
+        Args:
+            feed: input name → array of the declared dtype and shape (see `inputs`), e.g. float32
+                ``[B, C, H, W]``. C-contiguous arrays are handed on without a copy.
+
+        Returns:
+            Output name → array, first dimension B.
+
+        Raises:
+            UsageError: a name, dtype or shape is not what the network takes.
+            EngineError: the session is closed, or the engine failed.
+        """
+        if self._closed:
+            raise EngineError("this session is closed; open the bundle again with edgevision.load(path)")
+        checked = feed
+        if len(feed) != len(self._checks):
+            raise self._wrong_feed(feed)
+        for name, dtype, shape, batch in self._checks:
+            array = feed.get(name)
+            if array is None or array.dtype != dtype or array.shape[1:] != shape or not array.shape[0]:
+                raise self._wrong_feed(feed)
+            if batch is not None and array.shape[0] != batch:
+                raise self._wrong_feed(feed)
+            if not array.flags.c_contiguous:
+                checked = {**checked, name: np.ascontiguousarray(array)}
+        return self._engine.infer(checked)  # type: ignore[no-any-return]
+
+    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> TaskResult | list[TaskResult]:
+        """Run on a picture (path, PIL image, ``uint8`` array ``[H, W, 3]`` RGB) or on a sequence of them.
+
+        Raises:
+            DataError: a picture cannot be read.
+        """
+        if isinstance(images, (list, tuple)):
+            return self.predict(images)
+        return self.predict([images])[0]  # type: ignore[list-item]
+
+    def predict(self, images: Sequence[ImageLike]) -> list[TaskResult]:
+        """Run on pictures and interpret the outputs as the bundle's task says, one result per picture.
+
+        Raises:
+            DataError: a picture cannot be read.
+        """
+        if not images:
+            return []
+        manifest = self.bundle.manifest
+        batch = manifest.preprocess.batch(images)
+        outputs = self.run(batch)
+        return interpret(manifest, outputs)
+
+    def run(self, batch: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
+        """Run a preprocessed batch ``[B, …]`` of the first input, split where the engine's batch is fixed."""
+        spec = self.inputs[0]
+        fixed = spec.shape[0]
+        if fixed is None or fixed == len(batch):
+            return self.infer({spec.name: batch})
+        if len(batch) % fixed:
+            padding = np.repeat(batch[-1:], fixed - len(batch) % fixed, axis=0)
+            padded = np.concatenate([batch, padding])
+        else:
+            padded = batch
+        parts = [self.infer({spec.name: padded[i : i + fixed]}) for i in range(0, len(padded), fixed)]
+        return {name: np.concatenate([part[name] for part in parts])[: len(batch)] for name in parts[0]}
+
+    def close(self) -> None:
+        """Free the engine. Later calls raise `EngineError`."""
+        if not self._closed:
+            self._closed = True
+            self._engine.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _wrong_feed(self, feed: Mapping[str, Any]) -> UsageError:
+        came = ", ".join(f"{name}: {np.asarray(array).dtype}{list(np.shape(array))}" for name, array in feed.items())
+        expected = ", ".join(str(spec) for spec in self.inputs)
+        return UsageError(f"the network takes {expected}; got {came or 'nothing'}")
+
+
+def load(bundle: str | Path | Bundle, *, threads: int = 1, cache_dir: str | Path | None = None) -> Session:
+    """Open a bundle on its engine.
+
+    Args:
+        bundle: path of a ``.evb`` file or bundle folder, or an open `Bundle`.
+        threads: threads of one inference; 0 lets the engine choose.
+        cache_dir: where engines compiled on this device are kept (TensorRT, OpenVINO).
+
+    Raises:
+        BundleError: the bundle is damaged or has been changed.
+        MissingDependencyError: the engine's runtime is not installed; the message is the command that installs it.
+        EngineError: the engine refused the model.
+    """
+    if threads < 0:
+        raise UsageError(f"threads must be 0 (the engine chooses) or more; got {threads}")
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    return Session(opened, EngineOptions(threads, None if cache_dir is None else str(cache_dir)))

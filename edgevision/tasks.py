@@ -1,0 +1,99 @@
+"""What outputs mean: a task turns arrays into a result a person can use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from edgevision.bundle import Manifest
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Scores of one picture.
+
+    Attributes:
+        probabilities: float32 ``[num_classes]``, summing to 1.
+        classes: names by index; empty where unknown.
+    """
+
+    probabilities: npt.NDArray[np.float32]
+    classes: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> int:
+        """Index of the most probable class."""
+        return int(self.probabilities.argmax())
+
+    @property
+    def name(self) -> str:
+        """Name of the most probable class, or its index where names are unknown."""
+        return self._name(self.label)
+
+    def top(self, k: int = 5) -> list[tuple[str, float]]:
+        """The ``k`` most probable classes with their probabilities, best first."""
+        order = np.argsort(-self.probabilities, kind="stable")[:k]
+        return [(self._name(int(index)), float(self.probabilities[index])) for index in order]
+
+    def to_dict(self, k: int = 5) -> dict[str, Any]:
+        """Plain values, as JSON takes them."""
+        return {
+            "label": self.label,
+            "name": self.name,
+            "probability": float(self.probabilities[self.label]),
+            "top": [{"name": name, "probability": probability} for name, probability in self.top(k)],
+        }
+
+    def _name(self, index: int) -> str:
+        return self.classes[index] if index < len(self.classes) else str(index)
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Raw outputs of one picture, without the batch dimension."""
+
+    outputs: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    def to_dict(self, k: int = 5) -> dict[str, Any]:
+        """Shape, range and mean of every output, as JSON takes them."""
+        return {
+            "outputs": {
+                name: {
+                    "shape": list(value.shape),
+                    "min": float(value.min()),
+                    "max": float(value.max()),
+                    "mean": float(value.mean()),
+                }
+                for name, value in self.outputs.items()
+            }
+        }
+
+
+TaskResult: TypeAlias = "Classification | Tensors"
+
+
+def interpret(manifest: Manifest, outputs: dict[str, npt.NDArray[Any]]) -> list[TaskResult]:
+    """Turn a batch of outputs into one result per picture, as the manifest's task says."""
+    if manifest.task == "classification":
+        probabilities = softmax(classification_logits(outputs))
+        return [Classification(row, manifest.classes) for row in probabilities]
+    count = len(next(iter(outputs.values())))
+    return [Tensors({name: value[index] for name, value in outputs.items()}) for index in range(count)]
+
+
+def classification_logits(outputs: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+    """Logits ``[B, num_classes]`` of a classifier: its first output, trailing 1×1 dimensions dropped."""
+    logits = np.asarray(next(iter(outputs.values())), np.float32)
+    return logits.reshape(len(logits), -1)
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Softmax over the last axis; rows that already are probabilities are left as they are."""
+    if logits.size and logits.min() >= 0 and np.allclose(logits.sum(-1), 1.0, atol=1e-3):
+        return logits
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(-1, keepdims=True), np.float32)
