@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from edgevision.errors import UsageError
 from edgevision.images import ImageLike
 
 
@@ -67,32 +68,44 @@ class Dataset(Protocol):
 
 
 class Subset:
-    """Chosen samples of a data set, in the order given."""
+    """Chosen samples of a data set, in the order given.
 
-    def __init__(self, dataset: Dataset, indices: Sequence[int]) -> None:
-        self._dataset = dataset
+    Args:
+        dataset: where they are taken from; stays reachable as ``subset.dataset``.
+        indices: which ones; one may come more than once.
+        name: what to call the subset; by default what the data set is called.
+    """
+
+    def __init__(self, dataset: Dataset, indices: Sequence[int], *, name: str | None = None) -> None:
+        self.dataset = dataset
         self._indices = [int(index) for index in indices]
-        self.name = dataset.name
+        self.name = dataset.name if name is None else name
         self.classes = dataset.classes
 
     @property
     def labels(self) -> npt.NDArray[np.int64] | None:
         """Class index of every chosen sample ``[N]``, where known."""
-        labels = self._dataset.labels
+        labels = self.dataset.labels
         return None if labels is None else labels[self._indices]
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Sample:
-        return self._dataset[self._indices[index]]
+        return self.dataset[self._indices[index]]
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self._dataset[index] for index in self._indices)
+        return (self.dataset[index] for index in self._indices)
 
 
 def evenly_spaced(dataset: Dataset, count: int | None) -> Subset:
-    """``count`` samples spread evenly over the data set (all of them for None): class-sorted sets stay balanced."""
+    """``count`` samples spread evenly over the data set (all of them for None): class-sorted sets stay balanced.
+
+    Raises:
+        UsageError: ``count`` is below 1.
+    """
+    if count is not None and count < 1:
+        raise UsageError(f"the number of samples must be 1 or more; got {count}")
     total = len(dataset)
     if count is None or count >= total:
         return Subset(dataset, range(total))
