@@ -153,7 +153,9 @@ class Preprocess:
                 raise UsageError(unknown_name("preprocess key", key, valid))
         if "size" not in values:
             raise UsageError("a preprocess needs size = [height, width]")
-        tuples = {key: tuple(value) if isinstance(value, (list, tuple)) else value for key, value in values.items()}
+        tuples: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, (list, tuple)) else value for key, value in values.items()
+        }
         if isinstance(tuples["size"], int):
             tuples["size"] = (tuples["size"], tuples["size"])
         try:

@@ -1,0 +1,155 @@
+"""EfficientRep: the RepVGG-style backbone of YOLOv6 for small models, here with a classifier on top.
+
+Li et al. 2022, arXiv 2209.02976 (YOLOv6); Weng et al. 2023, arXiv 2302.00386 (EfficientRep).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from edgevision.errors import UsageError
+from edgevision.models.layers import ConvNormActivation, fit_strides, global_average, initialize, make_divisible
+from edgevision.models.qarepvgg import QARepVGGBlock
+from edgevision.models.repvgg import BlockBuilder, RepVGGBlock
+from edgevision.registry import unknown_name
+
+# channels of the stem and of stages 2 to 5, and RepVGG blocks after the downsampling one of stages 2 to 5, both
+# before the multipliers of a size
+CHANNELS = (64, 128, 256, 512, 1024)
+REPEATS = (6, 12, 18, 6)
+
+# size → depth and width multiplier
+MULTIPLIERS = {"n": (0.33, 0.25), "s": (0.33, 0.50)}
+
+BLOCKS: dict[str, BlockBuilder] = {"repvgg": RepVGGBlock, "qarepvgg": QARepVGGBlock}
+
+
+class SimplifiedSPPF(nn.Module):
+    """Spatial pyramid pooling with ReLU: three 5×5 max pools one after the other see 5, 9 and 13 pixels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce = ConvNormActivation(channels, channels // 2, 1)
+        self.pool = nn.MaxPool2d(5, stride=1, padding=2)
+        self.merge = ConvNormActivation(4 * (channels // 2), channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, C, H, W]."""
+        x = self.reduce(x)  # [B, C / 2, H, W]
+        near = self.pool(x)
+        middle = self.pool(near)
+        far = self.pool(middle)
+        out: Tensor = self.merge(torch.cat([x, near, middle, far], dim=1))
+        return out
+
+
+class EfficientRep(nn.Module):
+    """Stem and four stages, each one block of stride 2 and then RepVGG blocks; SPPF; global average; linear.
+
+    Args:
+        size: ``n`` or ``s``: depth and width multipliers of YOLOv6-N and YOLOv6-S.
+        num_classes: outputs.
+        in_channels: channels of the picture.
+        input_size: height and width in pixels. Up to 64 the stem and stage 2 have stride 1 instead of 2, so that
+            32 × 32 ends at 4 × 4, and `features` has strides 2, 4 and 8 instead of 8, 16 and 32.
+        width: multiplier of all channels, on top of the size's.
+        deploy: build the fused form.
+        block: ``repvgg`` or ``qarepvgg``.
+
+    Raises:
+        UsageError: no such block.
+    """
+
+    def __init__(
+        self,
+        size: str,
+        *,
+        num_classes: int,
+        in_channels: int,
+        input_size: int,
+        width: float,
+        deploy: bool = False,
+        block: str = "repvgg",
+    ) -> None:
+        super().__init__()
+        if block not in BLOCKS:
+            raise UsageError(unknown_name("block", block, list(BLOCKS)))
+        build = BLOCKS[block]
+        depth, base_width = MULTIPLIERS[size]
+        channels = [make_divisible(c * base_width * width) for c in CHANNELS]
+        strides = fit_strides([2] * 5, input_size)
+        self.stem = build(in_channels, channels[0], stride=strides[0], deploy=deploy)
+        stages = []
+        for i, repeats in enumerate(REPEATS):
+            blocks = [build(channels[i], channels[i + 1], stride=strides[i + 1], deploy=deploy)]
+            depths = range(max(1, round(repeats * depth)))
+            blocks += [build(channels[i + 1], channels[i + 1], deploy=deploy) for _ in depths]
+            stages.append(nn.Sequential(*blocks))
+        self.stage2, self.stage3, self.stage4, self.stage5 = stages
+        self.sppf = SimplifiedSPPF(channels[-1])
+        self.linear = nn.Linear(channels[-1], num_classes)
+        self.feature_channels = tuple(channels[2:])
+        initialize(self)
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Feature maps for a detector's neck.
+
+        Args:
+            x: float [B, C, H, W].
+
+        Returns:
+            maps at strides 8, 16 and 32 (2, 4 and 8 with the small-image stem); channels: ``feature_channels``.
+        """
+        x = self.stage2(self.stem(x))  # [B, 128 w, H / 4, W / 4]
+        c3: Tensor = self.stage3(x)  # [B, 256 w, H / 8, W / 8]
+        c4: Tensor = self.stage4(c3)  # [B, 512 w, H / 16, W / 16]
+        c5: Tensor = self.sppf(self.stage5(c4))  # [B, 1024 w, H / 32, W / 32]
+        return c3, c4, c5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float [B, C, H, W] → logits [B, num_classes]."""
+        logits: Tensor = self.linear(global_average(self.features(x)[-1]))
+        return logits
+
+
+def efficientrep_n(
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    input_size: int = 224,
+    width: float = 1.0,
+    deploy: bool = False,
+    block: str = "repvgg",
+) -> EfficientRep:
+    """EfficientRep of YOLOv6-N: depth × 0.33, width × 0.25. See `EfficientRep` for the arguments."""
+    return EfficientRep(
+        "n",
+        num_classes=num_classes,
+        in_channels=in_channels,
+        input_size=input_size,
+        width=width,
+        deploy=deploy,
+        block=block,
+    )
+
+
+def efficientrep_s(
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    input_size: int = 224,
+    width: float = 1.0,
+    deploy: bool = False,
+    block: str = "repvgg",
+) -> EfficientRep:
+    """EfficientRep of YOLOv6-S: depth × 0.33, width × 0.50. See `EfficientRep` for the arguments."""
+    return EfficientRep(
+        "s",
+        num_classes=num_classes,
+        in_channels=in_channels,
+        input_size=input_size,
+        width=width,
+        deploy=deploy,
+        block=block,
+    )
