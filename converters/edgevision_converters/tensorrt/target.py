@@ -1,0 +1,15 @@
+"""TensorRT as the pipeline sees it: an ONNX file that the device compiles."""
+
+from __future__ import annotations
+
+from edgevision_converters.qdq import quantize_dequantize
+from edgevision_converters.target import ConversionRequest, EngineFiles
+from edgevision_converters.tensorrt.convert import convert as convert_graph
+from edgevision_converters.tensorrt.convert import engine_options
+
+
+def convert(request: ConversionRequest) -> EngineFiles:
+    """``engine/model.onnx``, checked against what TensorRT's parser takes."""
+    quantized = None if request.plan is None else quantize_dequantize(request.graph, request.plan)
+    model = convert_graph(request.graph, quantized, request.precision)
+    return EngineFiles({"model": ("engine/model.onnx", model)}, engine_options(request.precision))
