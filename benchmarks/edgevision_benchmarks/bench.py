@@ -1,0 +1,378 @@
+"""`bench`: bundles side by side on this machine, in interleaved rounds, each round in a process of its own."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from edgevision.bundle import Bundle
+from edgevision.data.base import Dataset, evenly_spaced
+from edgevision.devices.cpu import usable_cores
+from edgevision.devices.environment import environment
+from edgevision.errors import EdgeVisionError, EngineError, UsageError
+from edgevision.files import sha256_file
+from edgevision.progress import Progress
+from edgevision_benchmarks.accuracy import agreement, evaluate_bundle, open_data
+from edgevision_benchmarks.probes import run_worker, size_bytes
+from edgevision_benchmarks.report import Report
+from edgevision_benchmarks.result import Result
+from edgevision_benchmarks.timing import Samples, TimingOptions, combine
+
+# pictures the end-to-end time is taken over: a few, so that one odd size does not decide
+PICTURES = 8
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How `bench` measures.
+
+    Attributes:
+        threads: numbers of threads of one inference to try; 0 lets the engine choose.
+        batch: pictures in one inference, for engines whose batch is free.
+        rounds: every bundle is measured so many times, in turns: A B C A B C.
+        seconds: measured time of each round and each of engine and end to end; warm-up not counted.
+        min_runs: least number of runs of each round.
+        end_to_end: time picture file → result as well.
+        limit: pictures accuracy is measured on; None for all.
+        batch_size: pictures in one call while accuracy is measured.
+        timeout_s: time limit of one child process, seconds.
+
+    Raises:
+        UsageError: a value that no run could have.
+    """
+
+    threads: tuple[int, ...] = (1,)
+    batch: int = 1
+    rounds: int = 3
+    seconds: float = 1.0
+    min_runs: int = 20
+    end_to_end: bool = True
+    limit: int | None = None
+    batch_size: int = 32
+    timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not self.threads or min(self.threads) < 0:
+            raise UsageError(f"threads must be 0 (the engine chooses) or more; got {list(self.threads)}")
+        if self.rounds < 1 or self.batch < 1 or self.min_runs < 1 or self.seconds < 0 or self.timeout_s <= 0:
+            raise UsageError("rounds, batch and min_runs must be 1 or more, seconds 0 or more, timeout_s above 0")
+
+    def timing(self) -> TimingOptions:
+        """Limits of one round's loop: a slow network ends it after four times ``seconds``, but not before 4 s."""
+        return TimingOptions(
+            min_runs=self.min_runs,
+            min_seconds=self.seconds,
+            max_runs=max(5000, self.min_runs),
+            max_seconds=max(4.0, 4 * self.seconds),
+            max_warmup_seconds=max(0.5, min(2.0, self.seconds)),
+        )
+
+
+@dataclass
+class _Candidate:
+    """A bundle to measure, and what has been found out of it."""
+
+    path: str
+    bundle: Bundle
+    times: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
+    evaluation_failure: str | None = None
+    reference: str | None = None
+
+
+def bench(
+    bundles: str | Path | Bundle | Sequence[str | Path | Bundle],
+    data: str | Path | Dataset | None = None,
+    *,
+    threads: int | Sequence[int] = (1,),
+    split: str | None = "test",
+    reference: str | Path | None = None,
+    title: str | None = None,
+    command: Sequence[str] | None = None,
+    **options: Any,
+) -> Report:
+    """Measure bundles side by side: latency, memory, load time, size and, with data, accuracy.
+
+    Rounds go in turns over all bundles and thread counts, so that the ratio of two rows is taken from one stretch of
+    time, and each is a fresh process, so that rounds are independent repetitions (T. Kalibera and R. Jones, Rigorous
+    benchmarking in reasonable time, ISMM 2013) and a crash costs one row.
+
+    Args:
+        bundles: paths, or saved bundles.
+        data: ``kind:path``, a path, or an open data set; None measures no accuracy and times a synthetic picture.
+        threads: one or several numbers of threads.
+        split: part of the data set, where it is divided; None for all of it.
+        reference: bundle to agree with; by default the FP32 bundle of the same model among ``bundles``, ONNX
+            Runtime's first.
+        title: of the report.
+        command: command line to record; by default this process's own.
+        options: fields of `BenchOptions`.
+
+    Returns:
+        The report; rows that failed carry ``error`` and the others go on.
+
+    Raises:
+        BundleError: a bundle cannot be opened (before anything is measured).
+        DataError: the data cannot be opened (likewise).
+        UsageError: an option that no run could have, or no bundles.
+    """
+    counts = (threads,) if isinstance(threads, int) else tuple(dict.fromkeys(threads))
+    settings = _settings(counts, options)
+    candidates = [_candidate(item) for item in _listed(bundles)]
+    if not candidates:
+        raise UsageError("bench needs at least one bundle")
+    if reference is not None:
+        Bundle.open(reference)
+    dataset = None if data is None else open_data(data, split)
+    begun = datetime.now(timezone.utc)
+    machine = environment()
+    with tempfile.TemporaryDirectory(prefix="edgevision-bench-") as scratch:
+        pictures = _pictures(dataset, Path(scratch)) if settings.end_to_end else []
+        _measure(candidates, settings, pictures)
+    if data is not None:
+        _evaluate(candidates, settings, data, split, None if reference is None else str(reference))
+    provenance = {
+        "date": begun.isoformat(timespec="seconds"),
+        "command": shlex.join(command if command is not None else _command()),
+        "data": None if dataset is None else dataset.name,
+        "end_to_end_input": _picture_source(dataset) if settings.end_to_end else None,
+        "options": {**vars(settings), "threads": list(settings.threads)},
+        "timing": settings.timing().to_dict(),
+    }
+    rows = [_result(candidate, count, settings) for candidate in candidates for count in settings.threads]
+    return Report.single(rows, machine, provenance, title=title)
+
+
+def _settings(threads: tuple[int, ...], options: dict[str, Any]) -> BenchOptions:
+    try:
+        return BenchOptions(threads=threads, **options)
+    except TypeError as error:
+        raise UsageError(f"bench: {error}") from error
+
+
+def _listed(bundles: str | Path | Bundle | Sequence[str | Path | Bundle]) -> list[str | Path | Bundle]:
+    return [bundles] if isinstance(bundles, (str, Path, Bundle)) else list(bundles)
+
+
+def _candidate(item: str | Path | Bundle) -> _Candidate:
+    if isinstance(item, Bundle):
+        if item.path is None:
+            raise UsageError(f"bundle {item.manifest.name} has not been saved; save it, so that a process can open it")
+        return _Candidate(str(item.path), item)
+    return _Candidate(str(item), Bundle.open(item))
+
+
+def _measure(candidates: list[_Candidate], settings: BenchOptions, pictures: list[str]) -> None:
+    order = [(candidate, count) for count in settings.threads for candidate in candidates]
+    with Progress("measuring", settings.rounds * len(order)) as progress:
+        for number in range(settings.rounds):
+            for candidate, count in order:
+                progress.advance(0, f"{_label(candidate)}, round {number + 1}")
+                if count not in candidate.failures:
+                    _round(candidate, count, settings, pictures)
+                progress.advance()
+
+
+def _round(candidate: _Candidate, count: int, settings: BenchOptions, pictures: list[str]) -> None:
+    job = {
+        "kind": "time",
+        "bundle": candidate.path,
+        "threads": count,
+        "batch": settings.batch,
+        "pictures": pictures,
+        "options": settings.timing().to_dict(),
+    }
+    try:
+        answer = run_worker(job, timeout_s=settings.timeout_s)
+    except EngineError as error:
+        # a row is one bundle measured alike in all rounds, or none
+        candidate.failures[count] = str(error)
+        candidate.times.pop(count, None)
+        return
+    candidate.times.setdefault(count, []).append(answer)
+
+
+def _evaluate(
+    candidates: list[_Candidate],
+    settings: BenchOptions,
+    data: str | Path | Dataset,
+    split: str | None,
+    reference: str | None,
+) -> None:
+    answers: dict[str, Any] = {}
+    for candidate in candidates:
+        candidate.reference = reference or _reference_of(candidate, candidates)
+    # the references first: the answers of the others are compared with theirs
+    chosen = {candidate.reference for candidate in candidates}
+    order = sorted(candidates, key=lambda candidate: candidate.path not in chosen)
+    # a bundle that cannot run was reported already
+    order = [candidate for candidate in order if candidate.times]
+    if not isinstance(data, (str, Path)):
+        for candidate in order:  # evaluated in this process, where `evaluate` draws bars of its own
+            _evaluate_one(candidate, settings, data, split, answers)
+        return
+    with Progress("evaluating", len(order)) as progress:
+        for candidate in order:
+            progress.advance(0, _label(candidate))
+            _evaluate_one(candidate, settings, data, split, answers)
+            progress.advance()
+
+
+def _evaluate_one(
+    candidate: _Candidate,
+    settings: BenchOptions,
+    data: str | Path | Dataset,
+    split: str | None,
+    answers: dict[str, Any],
+) -> None:
+    known = answers.get(candidate.reference or "")
+    itself = candidate.reference == candidate.path
+    job = {
+        "bundle": candidate.path,
+        "reference": None if known is not None or itself else candidate.reference,
+        "split": split,
+        "limit": settings.limit,
+        "batch_size": settings.batch_size,
+        "threads": usable_cores(),
+    }
+    if candidate.bundle.manifest.task != "classification" and (itself or candidate.reference is None):
+        return  # raw outputs say nothing by themselves
+    try:
+        found = _evaluation(job, data, settings.timeout_s)
+    except EdgeVisionError as error:
+        candidate.evaluation_failure = f"accuracy: {error}"
+        return
+    predictions = np.asarray(found.pop("predictions"), np.int64)
+    if len(predictions):
+        answers[candidate.path] = predictions
+        compared = predictions if itself else known
+        if compared is not None:
+            found["agreement"], found["agreement_ci95"] = agreement(predictions, compared)
+    candidate.evaluation = found
+
+
+def _evaluation(job: dict[str, Any], data: str | Path | Dataset, timeout_s: float) -> dict[str, Any]:
+    if isinstance(data, (str, Path)):
+        return run_worker({"kind": "accuracy", "data": str(data), **job}, timeout_s=timeout_s)
+    # an open data set cannot be handed to another process by name
+    arguments = {key: value for key, value in job.items() if key != "bundle"}
+    evaluation = evaluate_bundle(job["bundle"], data, judge=False, **arguments)
+    return {**evaluation.to_dict(), "predictions": evaluation.predictions}
+
+
+def _reference_of(candidate: _Candidate, candidates: list[_Candidate]) -> str | None:
+    """The FP32 bundle of the same model: ONNX Runtime's, else the same engine's, else any that ran."""
+    mine = candidate.bundle.manifest
+    possible = [
+        other
+        for other in candidates
+        if other.bundle.manifest.name == mine.name and other.bundle.manifest.precision == "fp32" and other.times
+    ]
+    possible.sort(
+        key=lambda other: (other.bundle.manifest.target != "onnxruntime", other.bundle.manifest.target != mine.target)
+    )
+    return possible[0].path if possible else None
+
+
+def _result(candidate: _Candidate, count: int, settings: BenchOptions) -> Result:
+    manifest = candidate.bundle.manifest
+    path = Path(candidate.path)
+    failures = [candidate.failures.get(count), candidate.evaluation_failure]
+    row = Result(
+        bundle=candidate.path,
+        model=manifest.name,
+        target=manifest.target,
+        precision=manifest.precision,
+        threads=count,
+        batch=settings.batch,
+        size_bytes=size_bytes(path),
+        engine_bytes=candidate.bundle.engine_bytes,
+        sha256=sha256_file(path) if path.is_file() else None,
+        engine_sha256=candidate.bundle.digest,
+        error="; ".join(failure for failure in failures if failure) or None,
+    )
+    if rounds := candidate.times.get(count):
+        row = replace(row, **_timed(rounds))
+    if (found := candidate.evaluation) is not None and count in candidate.times:
+        keys = ("top5", "n", "agreement", "agreement_ci95", "cosine", "sqnr_db")
+        row = replace(
+            row, **{key: found[key] for key in keys}, accuracy=found["top1"], accuracy_ci95=found["top1_ci95"]
+        )
+        row = replace(row, reference=candidate.reference)
+    return row
+
+
+def _timed(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    engine = combine([Samples.from_dict(answer["engine"]) for answer in rounds])
+    end_to_end = None
+    if all(answer["end_to_end"] is not None for answer in rounds):
+        end_to_end = combine([Samples.from_dict(answer["end_to_end"]) for answer in rounds]).wall.to_dict()
+    batch = rounds[0]["batch"]
+    peaks = [answer["peak_memory_bytes"] for answer in rounds if answer["peak_memory_bytes"] is not None]
+    return {
+        "batch": batch,
+        "latency_ms": engine.wall.to_dict(),
+        "median_ci95": engine.wall.median_ci95,
+        "n_runs": engine.wall.n,
+        "stable": engine.stable,
+        "round_p50_ms": engine.round_p50_ms,
+        "images_per_second": 1e3 * batch / engine.wall.p50 if engine.wall.p50 > 0 else None,
+        "cpu_ms": engine.cpu.to_dict(),
+        "end_to_end_ms": end_to_end,
+        "load_ms": statistics.median(answer["load_ms"] for answer in rounds),
+        "first_load_ms": rounds[0]["load_ms"],
+        "first_inference_ms": statistics.median(answer["first_inference_ms"] for answer in rounds),
+        "peak_memory_bytes": max(peaks, default=None),
+        "engine_version": rounds[0]["engine_version"],
+    }
+
+
+def _pictures(dataset: Dataset | None, folder: Path) -> list[str]:
+    """Picture files for the end-to-end time: the data set's own, or a synthetic photo."""
+    if dataset is None or not len(dataset):
+        path = folder / "synthetic.jpg"
+        _synthetic().save(path, quality=90)
+        return [str(path)]
+    paths = []
+    for index, sample in enumerate(evenly_spaced(dataset, PICTURES)):
+        if isinstance(sample.image, (str, Path)):
+            paths.append(str(sample.image))
+            continue
+        image = sample.image if isinstance(sample.image, Image.Image) else Image.fromarray(np.asarray(sample.image))
+        paths.append(str(folder / f"{index}.png"))
+        image.save(paths[-1])
+    return paths
+
+
+def _picture_source(dataset: Dataset | None) -> str:
+    if dataset is None or not len(dataset):
+        return "synthetic JPEG of 640 × 480 pixels"
+    return f"{min(PICTURES, len(dataset))} pictures of {dataset.name}"
+
+
+def _synthetic() -> Image.Image:
+    # smooth shapes with a little noise compress, and so decode, about as a photo does
+    y, x = np.mgrid[0:480, 0:640] / 80.0
+    waves = np.stack([np.sin(x + shift) * np.cos(y - shift) for shift in (0.0, 1.0, 2.0)], axis=-1)
+    noise = np.random.default_rng(0).normal(0.0, 6.0, waves.shape)
+    return Image.fromarray((127.5 + 100.0 * waves + noise).clip(0, 255).astype(np.uint8))
+
+
+def _label(candidate: _Candidate) -> str:
+    manifest = candidate.bundle.manifest
+    return f"{manifest.name} {manifest.target} {manifest.precision}"
+
+
+def _command() -> list[str]:
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]

@@ -1,0 +1,194 @@
+"""The report as one HTML file that stands alone: no font, script, style or picture is fetched from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from edgevision.dependencies import require
+from edgevision_benchmarks.report.charts import Scatter, legend, scatter, shapes, target_colors
+from edgevision_benchmarks.report.layout import (
+    ABSENT,
+    Column,
+    by_latency,
+    columns,
+    comparisons,
+    differing,
+    labels,
+    number,
+    percent,
+    points,
+    size,
+    target_name,
+    thread_count,
+)
+from edgevision_benchmarks.report.report import Report, Run
+from edgevision_benchmarks.result import Result
+
+MEASURES = {"accuracy": "Top-1 accuracy", "agreement": "Agreement with FP32", "cosine": "Cosine with FP32"}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: shares of the longest bar's length, in percent; ``end_to_end`` and ``p90`` are None where unknown."""
+
+    label: str
+    index: int
+    color: int
+    engine: float
+    p90: float | None
+    end_to_end: float | None
+    text: str
+
+
+def html(report: Report) -> str:
+    """Render the report; every name in it is escaped.
+
+    Raises:
+        MissingDependencyError: Jinja2 is not installed.
+    """
+    jinja2 = require("jinja2", purpose="write the HTML report")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        points=points, percent=percent, size=size, target_name=target_name, thread_count=thread_count
+    )
+    script = _resource("report.js")
+    page: str = environment.from_string(_resource("report.html.j2")).render(
+        report=report,
+        style=_resource("report.css"),
+        script=script,
+        # the page may run this one script and fetch nothing
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        glance=_glance(report),
+        scatters=_scatters(report),
+        measures=MEASURES,
+        legend=legend(report),
+        shapes=shapes(report),
+        bars=_bars(report),
+        comparisons=comparisons(report),
+        columns=columns(report),
+        rows=[(index, row, _sort_keys(row, columns(report))) for index, row in by_latency(report)],
+        facts=[_facts(run) for run in report.runs],
+        bundles=list({row.bundle: row for row in report.results}.values()),
+        several=differing(report),
+        unstable=sum(row.stable is False for row in report.results),
+        absent=ABSENT,
+    )
+    return page
+
+
+def _resource(name: str) -> str:
+    return files("edgevision_benchmarks.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _scatters(report: Report) -> list[tuple[str, Scatter]]:
+    # two drawings, one shown by the style sheet: shrinking a wide one to a phone would shrink its letters too
+    drawn = {
+        "wide": scatter(report, width=960, height=460, font=14),
+        "narrow": scatter(report, width=380, height=400, font=13),
+    }
+    return [(name, plot) for name, plot in drawn.items() if plot is not None]
+
+
+def _glance(report: Report) -> list[tuple[str, str, str]]:
+    """The few findings a reader wants first: what, figure, which row."""
+    found: list[tuple[str, str, str]] = []
+    names = labels(report)
+    timed = [(index, row) for index, row in enumerate(report.results) if row.p50]
+    if timed:
+        index, row = min(timed, key=lambda pair: pair[1].p50 or 0.0)
+        found.append(("Fastest", f"{number(row.p50)} ms", names[index]))
+    judged = [(index, row) for index, row in timed if row.accuracy is not None]
+    if judged:
+        # of equally accurate rows the faster
+        index, row = max(judged, key=lambda pair: (pair[1].accuracy or 0.0, -(pair[1].p50 or 0.0)))
+        found.append(("Most accurate", percent(row.accuracy), names[index]))
+    quantized = [item for item in comparisons(report) if item.row.precision == "int8"]
+    if quantized:
+        best = max(quantized, key=lambda item: item.speedup)
+        found.append(("Largest gain of INT8", f"{best.speedup:.2f} ×", names[report.results.index(best.row)]))
+    smallest = [(index, row) for index, row in enumerate(report.results) if row.engine_bytes]
+    if smallest:
+        index, row = min(smallest, key=lambda pair: pair[1].engine_bytes or 0)
+        found.append(("Smallest", size(row.engine_bytes), names[index]))
+    return found
+
+
+def _bars(report: Report) -> list[tuple[str, list[Bar]]]:
+    """Bars by run and model, each group on a scale of its own."""
+    names, colors = labels(report, model=False), target_colors(report)
+    groups: dict[tuple[int, str], list[tuple[int, Result]]] = {}
+    for index, row in by_latency(report):
+        if row.p50:
+            groups.setdefault((row.run, row.model), []).append((index, row))
+    drawn = []
+    for (run, model), rows in groups.items():
+        longest = max(max(_ends(row)) for _, row in rows)
+        heading = f"{model}: {report.runs[run].label}" if len(report.runs) > 1 else model
+        drawn.append((heading, [_bar(index, row, names[index], colors[row.target], longest) for index, row in rows]))
+    return drawn
+
+
+def _ends(row: Result) -> list[float]:
+    ends = [row.p50 or 0.0]
+    if row.end_to_end_ms is not None:
+        ends.append(row.end_to_end_ms["p50"])
+    return ends
+
+
+def _bar(index: int, row: Result, label: str, color: int, longest: float) -> Bar:
+    def share(value: float | None) -> float | None:
+        return None if value is None else round(min(100.0, 100.0 * value / longest), 2)
+
+    end_to_end = None if row.end_to_end_ms is None else row.end_to_end_ms["p50"]
+    text = f"{number(row.p50)} ms"
+    if end_to_end is not None:
+        text += f", {number(end_to_end)} ms end to end"
+    p90 = None if row.latency_ms is None else row.latency_ms["p90"]
+    return Bar(label, index, color, share(row.p50) or 0.0, share(p90), share(end_to_end), text)
+
+
+def _sort_keys(row: Result, shown: list[Column]) -> str:
+    return json.dumps([column.key(row) for column in shown])
+
+
+def _facts(run: Run) -> tuple[str, list[tuple[str, str]]]:
+    machine, made = run.environment, run.provenance
+    cpu = machine.get("cpu", {})
+    features = cpu.get("features")
+    facts = [
+        ("Processor", f"{cpu.get('name', ABSENT)} ({cpu.get('architecture', ABSENT)})"),
+        ("Cores", f"{cpu.get('usable_cores', ABSENT)} usable of {cpu.get('logical_cores', ABSENT)}"),
+        ("Instructions", ", ".join(features) if features else str(cpu.get("why") or ABSENT)),
+        ("GPU", ", ".join(gpu["name"] for gpu in machine.get("gpus", [])) or str(machine.get("why_no_gpu") or ABSENT)),
+        ("Clock", _reading(machine.get("clock_mhz"), " MHz")),
+        ("Governor", _reading(machine.get("governor"))),
+        ("Temperature", _reading(machine.get("temperature_c"), " °C")),
+        ("Load average", _reading(machine.get("load_average"))),
+        ("Memory", size((machine.get("memory_bytes") or {}).get("value"))),
+        ("System", ", ".join(str(machine[key]) for key in ("os", "kernel", "python") if machine.get(key))),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in machine.get("packages", {}).items())),
+        ("Date", str(made.get("date") or ABSENT)),
+        ("Data", str(made.get("data") or "none given: accuracy was not measured")),
+        ("End-to-end input", str(made.get("end_to_end_input") or "not measured")),
+        ("Command", str(made.get("command") or ABSENT)),
+    ]
+    return run.label, facts
+
+
+def _reading(reading: dict[str, Any] | None, unit: str = "") -> str:
+    value = (reading or {}).get("value")
+    if value is None:
+        return str((reading or {}).get("why") or ABSENT)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {number(each)}{unit}" for name, each in value.items())
+    if isinstance(value, list):
+        low, high = min(value), max(value)
+        return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
+    return f"{value}{unit}"
