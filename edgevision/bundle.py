@@ -189,6 +189,8 @@ class Bundle:
     def golden(self) -> dict[str, dict[str, npt.NDArray[Any]]]:
         """Golden tensors: ``{"inputs": …, "outputs": …, "reference": …}``, each name → array ``[N, …]``.
 
+        Inputs are stored as the pixels behind them, a quarter of the size, and go through the preprocess here.
+
         Raises:
             BundleError: the bundle was made without golden tensors, or they are damaged.
         """
@@ -197,7 +199,11 @@ class Bundle:
             with np.load(io.BytesIO(self.read(GOLDEN)), allow_pickle=False) as arrays:
                 for key in arrays.files:
                     group, _, name = key.partition("/")
-                    groups[group][name] = arrays[key]
+                    if group == "pixels":
+                        normalize = self.manifest.preprocess.normalize
+                        groups["inputs"][name] = np.stack([normalize(pixels) for pixels in arrays[key]])
+                    else:
+                        groups[group][name] = arrays[key]
         except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
             raise BundleError(f"{self.path or self.manifest.name}: golden tensors are damaged: {error}") from error
         return groups
@@ -242,7 +248,12 @@ class Bundle:
 
 
 def golden_bytes(groups: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> bytes:
-    """Encode golden tensors (see `Bundle.golden`) as ``golden.npz``."""
+    """Encode golden tensors as ``golden.npz``.
+
+    Args:
+        groups: ``outputs`` and ``reference`` as `Bundle.golden` returns them, with ``inputs`` or, for pictures,
+            ``pixels``: input name → ``uint8`` ``[N, H, W]`` or ``[N, H, W, 3]`` as `Preprocess.geometry` gives them.
+    """
     stream = io.BytesIO()
     arrays = {f"{group}/{name}": value for group, named in groups.items() for name, value in named.items()}
     np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]

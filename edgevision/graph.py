@@ -7,7 +7,7 @@ batch norms folded, RepVGG blocks fused; every node named; shapes inferred; weig
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,14 +38,19 @@ class Graph:
             ModelError: the file is missing or no ONNX model.
         """
         onnx = require("onnx", purpose="read model graphs")
-        from google.protobuf.message import DecodeError
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
         try:
-            return cls(onnx.load(str(path)))
+            model = onnx.load(str(path), load_external_data=False)
         except FileNotFoundError:
             raise ModelError(f"{path}: no such ONNX file") from None
         except (DecodeError, OSError, ValueError) as error:
             raise ModelError(f"{path}: not a readable ONNX model: {error}") from error
+        if not model.graph.node or len(model.graph.input) != 1:
+            raise ModelError(f"{path}: not a canonical graph; make one with edgevision_converters.canonical")
+        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+            raise ModelError(f"{path}: a canonical graph has no external data; canonicalize the file first")
+        return cls(model)
 
     def save(self, path: str | Path) -> Path:
         """Write the ONNX file atomically. Raises `OutputError` where that is not possible."""
@@ -60,6 +65,25 @@ class Graph:
     def sha256(self) -> str:
         """Hash of `to_bytes`."""
         return sha256_bytes(self.to_bytes())
+
+    @property
+    def name(self) -> str:
+        """Name of the graph, as the model's author gave it."""
+        return str(self.model.graph.name)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What is written down about the graph: ``source_sha256``, ``export_max_difference``…"""
+        return {entry.key: entry.value for entry in self.model.metadata_props}
+
+    def with_metadata(self, values: Mapping[str, str]) -> Graph:
+        """The same graph with ``values`` added to its metadata, or in the place of those of the same key."""
+        onnx = require("onnx", purpose="read model graphs")
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        del model.metadata_props[:]
+        onnx.helper.set_model_props(model, {**self.metadata, **values})
+        return Graph(model)
 
     @property
     def nodes(self) -> list[NodeProto]:
@@ -128,7 +152,7 @@ def attributes(node: NodeProto) -> dict[str, Any]:
         elif attribute.type == attribute.TENSOR:
             value = numpy_helper.to_array(value)
         elif isinstance(value, Iterable) and not isinstance(value, (str, np.ndarray)):
-            value = list(value)
+            value = [item.decode() if isinstance(item, bytes) else item for item in value]
         values[attribute.name] = value
     return values
 

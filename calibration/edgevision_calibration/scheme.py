@@ -19,6 +19,7 @@ class QuantScheme:
             symmetric int8 in -127..127.
         compute_ops: ops that run on integers.
         integer_ops: ops that pass integers on, so that a chain of compute ops stays integer end to end.
+        quantize_outputs: whether the outputs of compute ops carry Q/DQ too (their inputs always do).
         depthwise: whether depthwise convolutions run on integers.
         quantize_bias: whether biases are stored as int32 with scale ``s_activation · s_weight``.
         weights_as_float: whether weights stay float32 behind QuantizeLinear → DequantizeLinear in the file
@@ -30,6 +31,7 @@ class QuantScheme:
     weight_per_channel: bool
     compute_ops: frozenset[str]
     integer_ops: frozenset[str]
+    quantize_outputs: bool
     depthwise: bool
     quantize_bias: bool
     weights_as_float: bool = False
@@ -55,7 +57,8 @@ SCHEMES: dict[str, QuantScheme] = {
         activation_dtype="uint8",
         weight_per_channel=True,
         compute_ops=_COMPUTE,
-        integer_ops=frozenset({"Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"}),
+        integer_ops=frozenset({"Add", "Concat", "MaxPool", "AveragePool", "Resize"}),
+        quantize_outputs=True,
         depthwise=True,
         quantize_bias=True,
     ),
@@ -66,7 +69,8 @@ SCHEMES: dict[str, QuantScheme] = {
         activation_dtype="uint8",
         weight_per_channel=True,
         compute_ops=_COMPUTE,
-        integer_ops=frozenset({"Concat", "MaxPool", "AveragePool", "GlobalAveragePool"}),
+        integer_ops=frozenset({"Concat", "MaxPool"}),
+        quantize_outputs=False,
         depthwise=True,
         quantize_bias=False,
     ),
@@ -78,6 +82,7 @@ SCHEMES: dict[str, QuantScheme] = {
         weight_per_channel=True,
         compute_ops=frozenset({"Conv", "Gemm"}),
         integer_ops=frozenset(),
+        quantize_outputs=False,
         depthwise=False,
         quantize_bias=False,
     ),
@@ -87,7 +92,8 @@ SCHEMES: dict[str, QuantScheme] = {
         activation_dtype="int8",
         weight_per_channel=True,
         compute_ops=frozenset({"Conv", "Gemm"}),
-        integer_ops=frozenset({"Concat", "MaxPool", "AveragePool", "GlobalAveragePool"}),
+        integer_ops=frozenset({"Concat", "MaxPool"}),
+        quantize_outputs=False,
         depthwise=True,
         quantize_bias=False,
         weights_as_float=True,

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgevision.bundle import Bundle
 from edgevision.errors import EngineError, UsageError
 from edgevision.images import ImageLike
 from edgevision.runtime.backend import BACKENDS, EngineOptions
 from edgevision.runtime.tensors import TensorSpec
 from edgevision.tasks import TaskResult, interpret
+
+if TYPE_CHECKING:
+    from edgevision.bundle import Bundle
 
 
 class Session:
@@ -152,6 +154,9 @@ def load(bundle: str | Path | Bundle, *, threads: int = 1, cache_dir: str | Path
         MissingDependencyError: the engine's runtime is not installed; the message is the command that installs it.
         EngineError: the engine refused the model.
     """
+    # here: a bundle describes its tensors with this package's `TensorSpec`
+    from edgevision.bundle import Bundle
+
     if threads < 0:
         raise UsageError(f"threads must be 0 (the engine chooses) or more; got {threads}")
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)

@@ -1,0 +1,197 @@
+"""`CalibrationTable`: what was observed of every activation on one graph, apart from how a target wants it.
+
+Range methods are pure functions of it, so another method or another target costs no new run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevision.dependencies import require
+from edgevision.errors import CalibrationError
+from edgevision.files import atomic_path, write_json
+from edgevision_calibration.histogram import Histogram
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class TensorStatistics:
+    """What was seen of one activation tensor ``[B, C, …]``.
+
+    Attributes:
+        histogram: all its values.
+        channel_low: least value per channel, float32 ``[C]``.
+        channel_high: greatest value per channel, float32 ``[C]``.
+        channel_sum: sum per channel, float64 ``[C]``.
+        count_per_channel: values behind each ``channel_sum``.
+    """
+
+    histogram: Histogram
+    channel_low: npt.NDArray[np.float32]
+    channel_high: npt.NDArray[np.float32]
+    channel_sum: npt.NDArray[np.float64]
+    count_per_channel: int = 0
+
+    @classmethod
+    def empty(cls, channels: int) -> TensorStatistics:
+        """Statistics of nothing yet."""
+        return cls(
+            Histogram(),
+            np.full(channels, np.inf, np.float32),
+            np.full(channels, -np.inf, np.float32),
+            np.zeros(channels, np.float64),
+        )
+
+    @property
+    def low(self) -> float:
+        """Least value seen."""
+        return self.histogram.low
+
+    @property
+    def high(self) -> float:
+        """Greatest value seen."""
+        return self.histogram.high
+
+    @property
+    def channel_mean(self) -> npt.NDArray[np.float64]:
+        """Mean per channel, float64 ``[C]``."""
+        return self.channel_sum / max(self.count_per_channel, 1)
+
+    def update(self, values: npt.NDArray[np.float32]) -> None:
+        """Take in one batch of float32 ``[B, C, …]``.
+
+        Raises:
+            CalibrationError: a value is NaN or infinite.
+        """
+        by_channel = values.reshape(values.shape[0], values.shape[1] if values.ndim > 1 else 1, -1)
+        np.minimum(self.channel_low, by_channel.min(axis=(0, 2)), out=self.channel_low)
+        np.maximum(self.channel_high, by_channel.max(axis=(0, 2)), out=self.channel_high)
+        low, high = float(self.channel_low.min()), float(self.channel_high.max())
+        self.channel_sum += by_channel.sum(axis=2).sum(axis=0, dtype=np.float64)
+        self.count_per_channel += by_channel.shape[0] * by_channel.shape[2]
+        self.histogram.update(by_channel, low, high)
+
+
+@dataclass
+class CalibrationTable:
+    """Statistics of every activation of one graph.
+
+    Attributes:
+        graph_sha256: the canonical graph it was taken on.
+        preprocess_digest: hash of the preprocess the pictures went through.
+        images: how many pictures.
+        tensors: tensor name → statistics.
+        source: what the pictures were, for provenance.
+    """
+
+    graph_sha256: str
+    preprocess_digest: str
+    images: int = 0
+    tensors: dict[str, TensorStatistics] = field(default_factory=dict)
+    source: str = ""
+
+    def __getitem__(self, name: str) -> TensorStatistics:
+        if name not in self.tensors:
+            raise CalibrationError(f"tensor {name!r} was not observed; calibrate this graph again")
+        return self.tensors[name]
+
+    def update(self, activations: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """Take in the activations of one batch.
+
+        Raises:
+            CalibrationError: an activation is NaN or infinite; names the tensor.
+        """
+        for name, values in activations.items():
+            if name not in self.tensors:
+                self.tensors[name] = TensorStatistics.empty(values.shape[1] if values.ndim > 1 else 1)
+            try:
+                self.tensors[name].update(values)
+            except CalibrationError as error:
+                raise CalibrationError(f"tensor {name!r}: {error}") from None
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``table.json`` and ``table.safetensors`` into ``folder``, atomically.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        save_file = require("safetensors.numpy", purpose="store calibration tables").save_file
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for name, seen in self.tensors.items():
+            arrays[f"{name}/counts"] = seen.histogram.counts
+            arrays[f"{name}/low"] = seen.channel_low
+            arrays[f"{name}/high"] = seen.channel_high
+            arrays[f"{name}/sum"] = seen.channel_sum
+        folder = Path(folder)
+        with atomic_path(folder / "table.safetensors") as temporary:
+            save_file(arrays, str(temporary))
+        write_json(
+            folder / "table.json",
+            {
+                "schema_version": SCHEMA_VERSION,
+                "graph_sha256": self.graph_sha256,
+                "preprocess_digest": self.preprocess_digest,
+                "images": self.images,
+                "source": self.source,
+                "tensors": {
+                    name: {
+                        "exponent": seen.histogram.exponent,
+                        "start": seen.histogram.start,
+                        "low": seen.low,
+                        "high": seen.high,
+                        "count_per_channel": seen.count_per_channel,
+                    }
+                    for name, seen in self.tensors.items()
+                },
+            },
+        )
+        return folder
+
+    @classmethod
+    def open(cls, folder: str | Path) -> CalibrationTable:
+        """Read what `save` wrote.
+
+        Raises:
+            CalibrationError: missing, damaged or of a newer version.
+        """
+        load_file = require("safetensors.numpy", purpose="read calibration tables").load_file
+        folder = Path(folder)
+        try:
+            values = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+            if values["schema_version"] > SCHEMA_VERSION:
+                raise CalibrationError(f"{folder}: written by a newer edgevision; upgrade or calibrate again")
+            arrays = load_file(str(folder / "table.safetensors"))
+            tensors = {name: _statistics(name, entry, arrays) for name, entry in values["tensors"].items()}
+            return cls(
+                str(values["graph_sha256"]),
+                str(values["preprocess_digest"]),
+                int(values["images"]),
+                tensors,
+                str(values["source"]),
+            )
+        except CalibrationError:
+            raise
+        except Exception as error:  # safetensors raises its own untyped errors
+            raise CalibrationError(f"{folder}: not a readable calibration table: {error}") from error
+
+
+def _statistics(name: str, entry: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> TensorStatistics:
+    histogram = Histogram()
+    histogram.counts = arrays[f"{name}/counts"]
+    histogram.exponent, histogram.start = int(entry["exponent"]), int(entry["start"])
+    histogram.low, histogram.high = float(entry["low"]), float(entry["high"])
+    return TensorStatistics(
+        histogram,
+        arrays[f"{name}/low"],
+        arrays[f"{name}/high"],
+        arrays[f"{name}/sum"],
+        int(entry["count_per_channel"]),
+    )

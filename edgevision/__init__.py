@@ -1,0 +1,78 @@
+"""EdgeVision: train, quantize, convert and run light vision networks on edge devices.
+
+Everything below is imported when it is first used: ``import edgevision`` costs next to nothing, and a board with
+one runtime installed never touches torch or onnx.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from edgevision.bundle import Bundle
+    from edgevision.checkpoint import Checkpoint, load_checkpoint
+    from edgevision.data import open_dataset
+    from edgevision.devices.doctor import doctor
+    from edgevision.errors import EdgeVisionError
+    from edgevision.models import create_model
+    from edgevision.parity import verify
+    from edgevision.pipeline.convert import convert
+    from edgevision.preprocess import PRESETS, Preprocess
+    from edgevision.runtime.session import Session, load
+    from edgevision.training import train
+    from edgevision_benchmarks.accuracy import evaluate_bundle
+    from edgevision_benchmarks.bench import bench
+
+# name → module that defines it
+_HOME = {
+    "Bundle": "edgevision.bundle",
+    "Checkpoint": "edgevision.checkpoint",
+    "EdgeVisionError": "edgevision.errors",
+    "PRESETS": "edgevision.preprocess",
+    "Preprocess": "edgevision.preprocess",
+    "Session": "edgevision.runtime.session",
+    "bench": "edgevision_benchmarks.bench",
+    "convert": "edgevision.pipeline.convert",
+    "create_model": "edgevision.models",
+    "doctor": "edgevision.devices.doctor",
+    "evaluate_bundle": "edgevision_benchmarks.accuracy",
+    "load": "edgevision.runtime.session",
+    "load_checkpoint": "edgevision.checkpoint",
+    "open_dataset": "edgevision.data",
+    "train": "edgevision.training",
+    "verify": "edgevision.parity",
+}
+
+__all__ = [
+    "PRESETS",
+    "Bundle",
+    "Checkpoint",
+    "EdgeVisionError",
+    "Preprocess",
+    "Session",
+    "bench",
+    "convert",
+    "create_model",
+    "doctor",
+    "evaluate_bundle",
+    "load",
+    "load_checkpoint",
+    "open_dataset",
+    "train",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'edgevision' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,7 @@
+"""``python -m edgevision``."""
+
+import sys
+
+from edgevision.cli import main
+
+sys.exit(main())

@@ -1,0 +1,116 @@
+"""``edgevision convert``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from edgevision.cli.output import image_size, names, print_json, print_table, read_lines
+
+if TYPE_CHECKING:
+    from edgevision.bundle import Bundle
+    from edgevision.parity import Verification
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("source", metavar="SOURCE", help="an ONNX file, a Checkpoint folder or a name of the zoo")
+    parser.add_argument("--targets", type=names, default=["onnxruntime", "openvino", "ncnn", "tensorrt"], metavar="A,B",
+                        help="onnxruntime, openvino, ncnn, tensorrt (default: all)")  # fmt: skip
+    parser.add_argument("--precision", type=names, default=["fp32"], metavar="P", help="fp32, fp16, int8, or several")
+    parser.add_argument("--data", metavar="KIND:PATH", help="pictures to calibrate with; needed for int8")
+    parser.add_argument("--calibration-images", type=int, metavar="N", help="how many of them (default 300)")
+    parser.add_argument("-o", "--out", default="bundles", metavar="DIR", help="folder of the bundles (default bundles)")
+    parser.add_argument("--preprocess", metavar="NAME|TOML", help="how pictures become the input: imagenet, cifar10, "
+                        "digits, unit, letterbox, imagenet-stretch, or a TOML file")  # fmt: skip
+    parser.add_argument("--weights", metavar="FILE", help="weights of a zoo network (.safetensors, .pt, .pth)")
+    parser.add_argument("--width", type=float, help="width multiplier of a zoo network")
+    parser.add_argument("--input-size", type=image_size, metavar="SIZE", help="SIZE or HEIGHTxWIDTH, where it is open")
+    parser.add_argument("--name", help="name of the bundles (default: the source's)")
+    parser.add_argument("--classes", metavar="FILE", help="class names, one a line")
+    parser.add_argument("--ranges", default="mse", help="range method: mse, minmax, percentile, entropy (default mse)")
+    parser.add_argument("--no-equalize", action="store_true", help="calibrate the network's channels as they are")
+    parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="time limit of a native converter")
+    parser.add_argument("--force", action="store_true", help="convert again what is finished already")
+    parser.add_argument("--no-verify", action="store_true", help="leave the parity check out")
+    parser.add_argument("--explain", action="store_true", help="print each op's precision and why")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert, prove parity, print the bundles."""
+    from edgevision.pipeline.convert import CALIBRATION_IMAGES, ConvertOptions, convert
+
+    bundles = convert(
+        options.source,
+        targets=options.targets,
+        precision=options.precision,
+        data=options.data,
+        out=options.out,
+        preprocess=options.preprocess,
+        weights=options.weights,
+        input_size=options.input_size,
+        name=options.name,
+        classes=read_lines(options.classes) if options.classes else None,
+        model_arguments={"width": options.width} if options.width else None,
+        options=ConvertOptions(
+            calibration_images=options.calibration_images or CALIBRATION_IMAGES,
+            ranges=options.ranges,
+            equalize=not options.no_equalize,
+            timeout_s=options.timeout,
+            force=options.force,
+        ),
+    )
+    checks = [None if options.no_verify else _verify(bundle) for bundle in bundles]
+    if options.json:
+        print_json({"bundles": [_row(bundle, check) for bundle, check in zip(bundles, checks, strict=True)]})
+    else:
+        _print(bundles, checks)
+    if options.explain:
+        _explain(bundles, sys.stderr if options.json else sys.stdout)
+    failed = [bundle for bundle, check in zip(bundles, checks, strict=True) if check is not None and not check.passed]
+    for bundle in failed:
+        hint = f"edgevision verify {bundle.path} --layers"
+        print(f"edgevision convert: {bundle.path} misses its parity thresholds; see {hint}", file=sys.stderr)
+    return 3 if failed else 0
+
+
+def _verify(bundle: Bundle) -> Verification | None:
+    """Parity on this machine; None where the engine is not here (TensorRT compiles on the device)."""
+    from edgevision.dependencies import installed
+    from edgevision.parity import verify
+
+    if bundle.manifest.target == "tensorrt" or not installed(bundle.manifest.target):
+        return None
+    return verify(bundle)
+
+
+def _row(bundle: Bundle, check: Verification | None) -> dict[str, Any]:
+    return {
+        "path": str(bundle.path),
+        "target": bundle.manifest.target,
+        "precision": bundle.manifest.precision,
+        "size_bytes": bundle.engine_bytes,
+        "verified": None if check is None else check.passed,
+        "cosine": None if check is None else check.fp32.cosine,
+        "sqnr_db": None if check is None else check.fp32.sqnr_db,
+    }
+
+
+def _print(bundles: list[Bundle], checks: list[Verification | None]) -> None:
+    rows = []
+    for bundle, check in zip(bundles, checks, strict=True):
+        verdict = ("on the device", "", "") if check is None else (
+            "holds" if check.passed else "FAILS", f"{check.fp32.cosine:.5f}", f"{check.fp32.sqnr_db:.1f}"
+        )  # fmt: skip
+        rows.append((str(bundle.path), f"{bundle.engine_bytes / 1e6:.2f}", *verdict))
+    print_table(("bundle", "MB", "parity", "cosine", "SQNR dB"), rows)
+
+
+def _explain(bundles: list[Bundle], stream: Any) -> None:
+    from edgevision_converters.explain import explain
+
+    for bundle in bundles:
+        print(f"\n{bundle.path}", file=stream)
+        for line in explain(bundle):
+            print(f"  {line}", file=stream)

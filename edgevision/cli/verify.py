@@ -1,0 +1,58 @@
+"""``edgevision verify``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from edgevision.cli.output import print_json, print_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("--threads", type=int, default=1, help="threads of one inference (default 1)")
+    parser.add_argument("--layers", action="store_true", help="compare layer by layer and name the first that departs")
+    parser.add_argument("--graph", metavar="ONNX", help="the canonical graph, where it is not beside the bundle")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare the engine with the golden tensors; 3 where a threshold is missed."""
+    from edgevision.parity import verify
+
+    result = verify(options.bundle, threads=options.threads)
+    answer: dict[str, Any] = {"bundle": options.bundle, **result.to_dict()}
+    layers = None
+    if options.layers:
+        from edgevision_converters.layers import compare_layers
+
+        layers = compare_layers(options.bundle, graph=options.graph, threads=options.threads)
+        answer["layers"] = [layer.to_dict() for layer in layers.layers]
+        answer["first_departing"] = layers.first_departing
+    if options.json:
+        print_json(answer)
+    else:
+        _print(answer)
+    return 0 if result.passed else 3
+
+
+def _print(answer: dict[str, Any]) -> None:
+    print(f"{answer['bundle']}: {'parity holds' if answer['passed'] else 'parity FAILS'} on {answer['engine']}")
+    rows = []
+    for label, key in (("FP32", "fp32"), ("fake-quantized reference", "reference")):
+        found = answer[key]
+        if found is not None:
+            agreement = "" if found["top1_agreement"] is None else f"{found['top1_agreement']:.3f}"
+            demanded = found["thresholds"]
+            limits = "" if demanded is None else f"cosine {demanded['cosine']:.4f}, {demanded['sqnr_db']:.1f} dB"
+            rows.append((label, f"{found['cosine']:.6f}", f"{found['sqnr_db']:.1f}", agreement,
+                         f"{found['max_difference']:.4g}", limits))  # fmt: skip
+    print_table(("against", "cosine", "SQNR dB", "top-1", "max diff", "demanded"), rows)
+    if "layers" in answer:
+        print_table(
+            ("layer", "op", "tensor", "cosine", "SQNR dB"),
+            [(row["node"], row["op"], row["tensor"], f"{row['cosine']:.5f}", f"{row['sqnr_db']:.1f}")
+             for row in answer["layers"]],
+        )  # fmt: skip
+        first = answer["first_departing"]
+        print("no layer departs" if first is None else f"first layer that departs: {first}")

@@ -1,0 +1,1 @@
+"""The rooms put together: one function for each way through the house."""

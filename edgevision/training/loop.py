@@ -1,0 +1,305 @@
+"""The loop itself: one epoch of steps, and one pass of validation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgevision.errors import TrainingError, UsageError
+from edgevision.images import UInt8Array
+from edgevision.training.augment import Augment, Mix, draw_mix, neighbors
+from edgevision.training.checkpointing import (
+    RunProgress,
+    TrainingState,
+    capture_optimizer,
+    restore_module,
+    restore_optimizer,
+)
+from edgevision.training.config import TrainConfig
+from edgevision.training.distributed import Processes
+from edgevision.training.ema import ExponentialMovingAverage
+from edgevision.training.optimizers import create_optimizer
+from edgevision.training.schedules import learning_rate
+from edgevision.training.source import ImageSource, IntArray, Normalizer, epoch_plan
+
+# on a GPU, and between processes, looking at a loss costs a wait: look at this many together
+LOSSES_PER_LOOK = 20
+
+OnStep = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one pass over the training pictures gave: means over the pictures, and the speed."""
+
+    loss: float
+    accuracy: float
+    lr: float
+    images_per_second: float
+    seconds: float
+
+
+class Trainer:
+    """A network with everything that moves it: optimizer, average, gradient scaler.
+
+    Args:
+        model: maps float32 ``[B, C, H, W]`` to logits ``[B, num_classes]``; trained in place.
+        source: the training pictures.
+        config: settings of the run.
+        processes: those that train together.
+
+    Raises:
+        UsageError: the batch does not divide among the processes, or the precision does not fit the device.
+        TrainingError: fewer pictures than processes.
+    """
+
+    def __init__(self, model: nn.Module, source: ImageSource, config: TrainConfig, processes: Processes) -> None:
+        self.config = config
+        self.source = source
+        self.processes = processes
+        self.batch_size = global_batch(config.batch_size, len(source), processes.world_size)
+        self.steps_per_epoch = len(source) // self.batch_size
+        device = processes.device
+        self.dtype = autocast_dtype(config.precision, device)
+        self.memory_format = memory_format(config.channels_last, device)
+        self.model = model.to(device)
+        if self.memory_format is torch.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stubs
+        self.average = ExponentialMovingAverage(self.model, config.ema_decay) if config.ema_decay else None
+        self.optimizer = create_optimizer(self.model, config)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
+        self.augment = Augment(config)
+        self.normalize = Normalizer(source.preprocess, device)
+        self._network: nn.Module | None = None
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that is validated and kept: the average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def capture(self, progress: RunProgress) -> TrainingState:
+        """The state after an epoch."""
+        average = {} if self.average is None else self.average.module.state_dict()
+        return TrainingState(
+            progress, self.model.state_dict(), average, capture_optimizer(self.optimizer), self.scaler.state_dict()
+        )
+
+    def restore(self, state: TrainingState) -> None:
+        """Go back to a state that `capture` took.
+
+        Raises:
+            TrainingError: the state is another model's.
+        """
+        restore_module(self.model, state.model, "the saved state")
+        if self.average is not None:
+            restore_module(self.average.module, state.average, "the saved average")
+        restore_optimizer(self.optimizer, state.optimizer)
+        if state.scaler:
+            self.scaler.load_state_dict(state.scaler)
+
+    def train_epoch(self, epoch: int, on_step: OnStep) -> EpochResult:
+        """One pass over the training pictures.
+
+        Args:
+            epoch: from 0.
+            on_step: called with the number of steps taken and a line of loss, accuracy and speed.
+
+        Raises:
+            TrainingError: the loss is no number any more.
+            DataError: a picture cannot be read.
+        """
+        config, rank = self.config, self.processes.rank
+        # dropout's numbers follow from the epoch, so that a resumed run draws the same ones
+        torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1)[0]))
+        self.model.train()
+        if self._network is None:  # wrapped late: DDP sends rank 0's weights at that moment
+            self._network = self.processes.wrap(self.model)
+        share = self.batch_size // self.processes.world_size
+        plan = epoch_plan(config.seed, epoch, len(self.source), self.batch_size)[:, rank * share : (rank + 1) * share]
+        meter = _Meter(self, epoch, on_step)
+        lr = config.lr
+        for step, (pixels, labels) in enumerate(self.source.read_ahead(lambda rows: self._read(rows, epoch), plan)):
+            lr = learning_rate(config, epoch * self.steps_per_epoch + step, self.steps_per_epoch)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            meter.add(*self._step(self._network, pixels, labels, epoch, step))
+        self.processes.average_buffers(self.model)
+        if self.average is not None:
+            self.processes.average_buffers(self.average.module)
+        return meter.result(lr)
+
+    def _read(self, indices: IntArray, epoch: int) -> tuple[UInt8Array, IntArray]:
+        return self.augment(self.source.pixels(indices), indices, epoch), self.source.labels[indices]
+
+    def _step(
+        self, network: nn.Module, pixels: UInt8Array, classes: IntArray, epoch: int, step: int
+    ) -> tuple[Tensor, Tensor]:
+        images = self.normalize(pixels, self.memory_format)
+        labels = torch.from_numpy(classes).to(self.processes.device, non_blocking=True)
+        mix = draw_mix(self.config, epoch, step, images.shape[2], images.shape[3])
+        if mix is not None:
+            images = mix.images(images)
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            logits = network(images)
+        loss, correct = classification_loss(logits.float(), labels, mix, self.config.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if self.config.grad_clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.model, epoch * self.steps_per_epoch + step)
+        return loss.detach(), correct
+
+
+class _Meter:
+    """Adds up losses and answers, looking at them only every few steps where looking costs."""
+
+    def __init__(self, trainer: Trainer, epoch: int, on_step: OnStep) -> None:
+        self.trainer = trainer
+        self.epoch = epoch
+        self.on_step = on_step
+        alone_on_cpu = trainer.processes.device.type == "cpu" and trainer.processes.world_size == 1
+        self.window = 1 if alone_on_cpu else LOSSES_PER_LOOK
+        self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.steps = 0
+        self.loss = self.correct = 0.0
+        self.start = time.perf_counter()
+
+    def add(self, loss: Tensor, correct: Tensor) -> None:
+        self.waiting.append((loss, correct))
+        if len(self.waiting) >= self.window:
+            self._look()
+
+    def _look(self) -> None:
+        losses, correct = (torch.stack(values).double() for values in zip(*self.waiting, strict=True))
+        # summed over the processes, so that all of them stop when one has lost its numbers
+        sums = self.trainer.processes.sum(torch.cat([losses, correct]))
+        count = len(self.waiting)
+        world_size = self.trainer.processes.world_size
+        for position, loss in enumerate(value / world_size for value in sums[:count]):
+            if not math.isfinite(loss):
+                self._diverged(self.steps + position, loss)
+            self.loss += loss
+        self.correct += sum(sums[count:])
+        self.steps += count
+        self.waiting.clear()
+        seen = self.steps * self.trainer.batch_size
+        self.on_step(
+            count,
+            f"loss {self.loss / self.steps:.3f}  accuracy {self.correct / seen:.1%}  "
+            f"{seen / (time.perf_counter() - self.start):,.0f} images/s",
+        )
+
+    def _diverged(self, step: int, loss: float) -> None:
+        trainer = self.trainer
+        total = self.epoch * trainer.steps_per_epoch + step
+        lr = learning_rate(trainer.config, total, trainer.steps_per_epoch)
+        raise TrainingError(
+            f"the loss became {loss} at step {step + 1} of epoch {self.epoch + 1} (learning rate {lr:.3g}): "
+            f"use a lower lr than {trainer.config.lr:g}, a longer warm-up (warmup_epochs), or grad_clip = 1"
+        )
+
+    def result(self, lr: float) -> EpochResult:
+        if self.waiting:
+            self._look()
+        seen = self.steps * self.trainer.batch_size
+        seconds = time.perf_counter() - self.start
+        return EpochResult(self.loss / self.steps, self.correct / seen, lr, seen / seconds, seconds)
+
+
+def classification_loss(
+    logits: Tensor, labels: Tensor, mix: Mix | None, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of a batch and how many answers are right.
+
+    A mixed batch has ``λ · CE(own label) + (1 − λ) · CE(neighbour's label)``, and its right answers are weighed
+    the same way.
+
+    Args:
+        logits: float32 ``[B, num_classes]``.
+        labels: int64 ``[B]``.
+        mix: how the pictures were mixed; None where they were not.
+        label_smoothing: see `TrainConfig`.
+    """
+    answers = logits.detach().argmax(1)
+    loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    correct = (answers == labels).sum()
+    if mix is None:
+        return loss, correct
+    others = labels[neighbors(len(labels), labels.device)]
+    other_loss = functional.cross_entropy(logits, others, label_smoothing=label_smoothing)
+    other_correct = (answers == others).sum()
+    share = mix.weight
+    return share * loss + (1 - share) * other_loss, share * correct + (1 - share) * other_correct
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, source: ImageSource, processes: Processes, batch_size: int) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy (0 to 1) of ``model`` in fp32 on inputs exactly as `Preprocess` makes them.
+
+    Each process takes every ``world_size``-th picture; the sums are over all of them.
+    """
+    was_training = model.training
+    model.eval()
+    mine = np.arange(processes.rank, len(source), processes.world_size)
+    plan = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+    loss = torch.zeros((), dtype=torch.float64, device=processes.device)
+    correct = torch.zeros((), dtype=torch.float64, device=processes.device)
+    for inputs, classes in source.read_ahead(lambda rows: (source.inputs(rows), source.labels[rows]), plan):
+        labels = torch.from_numpy(classes).to(processes.device)
+        logits = model(torch.from_numpy(inputs).to(processes.device)).float()
+        loss += functional.cross_entropy(logits, labels, reduction="sum")
+        correct += (logits.argmax(1) == labels).sum()
+    model.train(was_training)
+    totals = processes.sum(torch.stack([loss, correct]))
+    return totals[0] / len(source), totals[1] / len(source)
+
+
+def global_batch(wanted: int, pictures: int, world_size: int) -> int:
+    """Pictures per step over all processes: as wanted, or fewer where the set is smaller than one batch.
+
+    Raises:
+        UsageError: ``wanted`` does not divide among the processes.
+        TrainingError: fewer pictures than processes.
+    """
+    if wanted % world_size:
+        raise UsageError(
+            f"batch_size {wanted} does not divide among {world_size} processes; it is the batch of all of them "
+            f"together: use a multiple of {world_size}"
+        )
+    if pictures < world_size:
+        raise TrainingError(f"{pictures} pictures are too few for {world_size} processes")
+    return min(wanted, pictures // world_size * world_size)
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The type that convolutions and matrix products compute in.
+
+    ``auto`` is bf16 on GPUs that compute in it (Ampere and later), fp16 on those that do not, fp32 on CPUs.
+
+    Raises:
+        UsageError: fp16 on a CPU, whose gradients would underflow without gaining speed.
+    """
+    if precision == "fp16" and device.type != "cuda":
+        raise UsageError("precision 'fp16' needs a GPU; on a CPU use 'fp32' or 'bf16'")
+    if precision == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def memory_format(channels_last: bool | str, device: torch.device) -> torch.memory_format:
+    """Order of activations in memory; ``auto`` is channels-last where tensor cores want it."""
+    wanted = device.type == "cuda" if channels_last == "auto" else bool(channels_last)
+    return torch.channels_last if wanted else torch.contiguous_format
