@@ -12,6 +12,7 @@ ncnn knows no batch: a batch is a loop over its pictures.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import tempfile
@@ -59,7 +60,7 @@ class NcnnEngine:
         try:
             self._inputs = [(spec.name, str(wanted["input_blobs"][spec.name])) for spec in manifest.inputs]
             self._outputs = [
-                (spec.name, str(wanted["output_blobs"][spec.name]), tuple(wanted["output_shapes"][spec.name]))
+                (spec.name, str(wanted["output_blobs"][spec.name]), tuple(map(int, wanted["output_shapes"][spec.name])))
                 for spec in manifest.outputs
             ]
             self._steps = {str(blob): float(step) for blob, step in wanted.get("integer_blobs", {}).items()}
@@ -106,7 +107,10 @@ class NcnnEngine:
                 raise EngineError(f"ncnn does not take input {name!r} as blob {blob!r} (return code {code})")
         results: dict[str, npt.NDArray[Any]] = {}
         for name, blob, shape in self._outputs:
-            results[name] = self._extract(extractor, name, blob).reshape(1, *shape)
+            value = self._extract(extractor, name, blob)
+            if value.size != math.prod(shape):
+                raise EngineError(f"ncnn answers {value.size} values for {name!r}; the bundle says {list(shape)}")
+            results[name] = value.reshape(1, *shape)
         for name, blob in self._layers:
             array = self._extract(extractor, name, blob)[None]
             results[name] = array.astype(np.float32) * self._steps[blob] if blob in self._steps else array

@@ -276,6 +276,12 @@ def test_a_blob_that_the_model_lacks_is_named():
         Session(changed(pointwise(), output_blobs={"positive": "out9", "mean": "out1"}))
 
 
+def test_an_output_of_another_size_than_the_bundle_says_is_refused():
+    session = Session(changed(pointwise(), output_shapes={"positive": [4, H, W + 1], "mean": [4, 1, 1]}))
+    with pytest.raises(EngineError, match=r"ncnn answers 140 values for 'positive'; the bundle says \[4, 5, 8\]"):
+        session.infer({"images": IMAGES})
+
+
 @pytest.mark.parametrize("missing", ["input_blobs", "output_blobs", "output_shapes"])
 def test_options_that_are_missing_are_named(missing):
     with pytest.raises(BundleError, match=f"engine_options .*{missing}"):
