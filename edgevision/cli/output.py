@@ -17,11 +17,19 @@ def print_json(value: Any) -> None:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they must be; the first to the left, the others to the right."""
+    """Columns as wide as they must be; numbers to the right, words to the left."""
     widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
+    numeric = [bool(rows) and all(_is_number(str(row[i])) for row in rows) for i in range(len(header))]
     for row in [header, *rows]:
-        cells = [str(cell).ljust(w) if i == 0 else str(cell).rjust(w) for i, (cell, w) in enumerate(zip(row, widths))]  # noqa: B905 -- Python 3.9's zip has no strict; lengths are equal by construction
+        cells = [
+            str(cell).rjust(width) if right else str(cell).ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ]
         print("  ".join(cells).rstrip())
+
+
+def _is_number(cell: str) -> bool:
+    return not cell or cell.lstrip("-")[:1].isdigit()
 
 
 def names(text: str) -> list[str]:

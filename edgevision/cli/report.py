@@ -18,7 +18,7 @@ def run(options: argparse.Namespace) -> int:
     """Merge results and write HTML, Markdown, CSV and JSON."""
     from edgevision_benchmarks.report import Report
 
-    report = Report.merged([Report.load(path) for path in options.results])
+    report = Report.merged([Report.load(path) for path in options.results], title=options.title)
     written = report.save(options.out)
     if options.json:
         print_json({"report": str(written), "results": len(report.results)})
