@@ -765,6 +765,12 @@ class TestOpsets:
         assert [value.name for value in graph.model.graph.input] == ["x"]
         same(model, graph, batch=2)
 
+    def test_ir_versions_newer_than_the_runtime_reads(self) -> None:
+        model = build([conv(result="y")], SMALL)
+        # onnx stamps its newest by default, which ONNX Runtime of the same day refuses
+        model.ir_version = onnx.IR_VERSION
+        assert canonicalize(model).model.ir_version == 8
+
     def test_softmax_of_opset_11_keeps_its_meaning(self) -> None:
         # before opset 13 softmax was over all axes from `axis` on
         model = build([conv(result="h"), helper.make_node("Softmax", ["h"], ["y"], axis=1)], SMALL, opset=11)

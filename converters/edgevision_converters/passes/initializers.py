@@ -13,7 +13,8 @@ def drop_initializer_inputs(model: ModelProto) -> ModelProto:
     """Remove initializers from the list of inputs, where exporters of IR version 3 had to put them.
 
     Requires: nothing.
-    Ensures: inputs are what a caller feeds; IR version is at least 4.
+    Ensures: inputs are what a caller feeds; IR version is 4 to 10. Newer exporters stamp newer ones than runtimes
+    accept, and what these add (4-bit types, multi-device annotations) no float graph uses.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -21,7 +22,7 @@ def drop_initializer_inputs(model: ModelProto) -> ModelProto:
     fed = [value for value in model.graph.input if value.name not in constants]
     del copy.graph.input[:]
     copy.graph.input.extend(fed)
-    copy.ir_version = max(copy.ir_version, 4)
+    copy.ir_version = min(max(copy.ir_version, 4), 10)
     return copy
 
 

@@ -66,7 +66,7 @@ def stamp(model: ModelProto, opset: int) -> ModelProto:
     copy.CopyFrom(model)
     del copy.opset_import[:]
     copy.opset_import.add(domain="", version=opset)
-    copy.ir_version = 8 if opset <= 18 else 9 if opset <= 20 else max(10, model.ir_version)
+    copy.ir_version = 8 if opset <= 18 else 9 if opset <= 20 else 10
     return copy
 
 

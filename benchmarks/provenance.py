@@ -1,0 +1,58 @@
+"""Where a figure was taken: the name of its CSV file says machine and day, its columns say versions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from edgevision.devices.cpu import cpu_info, usable_cores
+from edgevision.files import write_text
+
+RESULTS = Path(__file__).parent / "results"
+_TELLING = ("avx512_vnni", "avx_vnni", "avx2", "i8mm", "asimddp", "asimd")
+
+
+def machine() -> str:
+    """Short name of this kind of machine: ``x86_64-avx512_vnni-2core``."""
+    features = set(cpu_info().features or ())
+    isa = next((name for name in _TELLING if name in features), "plain")
+    return f"{platform.machine()}-{isa}-{usable_cores()}core"
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of what was measured."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def save(name: str, rows: Sequence[Mapping[str, object]], packages: Sequence[str] = ()) -> Path:
+    """Write rows as ``results/NAME-MACHINE-DAY.csv``, versions in every row."""
+    told = versions("edgevision", *packages)
+    table = [{**row, **told} for row in rows]
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in table for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    path = RESULTS / f"{name}-{machine()}-{datetime.now(timezone.utc):%Y-%m-%d}.csv"
+    write_text(path, stream.getvalue())
+    return path
+
+
+def show(rows: Sequence[Mapping[str, object]]) -> None:
+    """Print rows, a line each."""
+    for row in rows:
+        print(
+            "  ".join(
+                f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()
+            )
+        )
