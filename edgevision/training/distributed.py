@@ -6,20 +6,22 @@ them. gloo carries the messages between CPUs, nccl between GPUs.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined] # public, but torch's stubs do not export it
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from edgevision.errors import EdgeVisionError, TrainingError, UsageError
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -122,13 +124,27 @@ def processes(device: str | torch.device | None = None) -> Iterator[Processes]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     try:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        store, rank = _meeting_place()
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        # a name for each group: addresses that an earlier group of these processes left in the store are dead
+        groups = PrefixStore(f"edgevision/{next(_group_numbers)}", store)
+        dist.init_process_group(backend, store=groups, rank=rank, world_size=world_size)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(f"cannot join the {world_size} processes of this run (torchrun): {error}") from error
     try:
         yield Processes(dist.get_rank(), world_size, chosen)
     finally:
         dist.destroy_process_group()
+
+
+_group_numbers = itertools.count()
+
+
+@functools.cache
+def _meeting_place() -> tuple[Any, int]:
+    """The store in which the processes find each other, and this one's rank; opened once, shared by all groups."""
+    store, rank, _ = next(rendezvous("env://"))
+    return store, int(rank)
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

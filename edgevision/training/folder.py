@@ -54,12 +54,12 @@ class RunFolder:
 
     def _clear(self) -> None:
         # what an earlier run left must not be taken for this one's
-        for path in (self.finished, self.state, self.path / MODEL):
-            try:
+        try:
+            for path in (self.finished, self.state, self.path / MODEL):
                 if path.exists():
                     path.unlink()
-            except OSError as error:
-                raise OutputError(f"cannot start over: {path} cannot be removed: {error.strerror}") from error
+        except OSError as error:
+            raise OutputError(f"cannot start over in {self.path}: {error.strerror}: {error.filename}") from error
 
     def read_state(self) -> bytes:
         """The last state; empty where no epoch has been finished.

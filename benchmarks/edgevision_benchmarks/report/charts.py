@@ -108,7 +108,7 @@ def scatter(report: Report, *, width: float, height: float, font: float) -> Scat
     if measure is None:
         return None
     rows = [(i, row) for i, row in enumerate(report.results) if row.p50 and getattr(row, measure) is not None]
-    left, right, top, bottom = font * 4.2, width - font * 1.2, font * 1.2, height - font * 3.6
+    left, right, top, bottom = font * 5.6, width - font * 1.2, font * 1.2, height - font * 3.6
     xs = [row.p50 or 0.0 for _, row in rows]
     logarithmic = max(xs) / min(xs) > LOG_RATIO
     x_low, x_high, x_values = _log_axis(xs) if logarithmic else _axis(xs, (right - left) / (font * 5))
