@@ -43,12 +43,16 @@ def run(options: argparse.Namespace) -> int:
     from edgevision.pipeline.preprocessing import load_preprocess
 
     require("torch", purpose="train")
+    import torch
+
     from edgevision.models import create_model
     from edgevision.training import train
 
     dataset = open_dataset(options.data, split="train")
     if options.input_size is not None and options.input_size[0] != options.input_size[1]:
         raise UsageError("networks of the zoo take square pictures: --input-size SIZE")
+    # the first weights are drawn here: the seed must decide them too
+    torch.manual_seed(options.seed or 0)
     model = create_model(
         options.model,
         num_classes=_num_classes(dataset),
@@ -70,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
         val_data=options.val_data,
         resume=not options.restart,
         device=options.device,
+        changes=("pretrained",) if options.weights else (),
     )
     if options.json:
         print_json({"checkpoint": str(options.out), "metrics": dict(checkpoint.metrics)})

@@ -1,0 +1,67 @@
+"""MobileNetV2 with its ImageNet weights: INT8 from 200 photos, judged on the 300 others, on every engine here.
+
+Accuracy, agreement with FP32 and latency of FP32 and INT8 come from one run, the engines in turns. Needs
+EDGEVISION_DATA; the sets are small (one answer is 0.33 points).
+
+    python benchmarks/mobilenet_v2.py [FOLDER]
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import edgevision as ev
+from edgevision.data.base import Subset
+from provenance import save, show
+
+TARGETS = ("onnxruntime", "openvino", "ncnn")
+
+
+def main() -> None:
+    """Convert, evaluate, time, and write the CSV."""
+    data = Path(os.environ.get("EDGEVISION_DATA", ""))
+    if not (data / "weights").is_dir():
+        sys.exit("EDGEVISION_DATA must name the folder with imagenet-mini and weights")
+    photos = ev.open_dataset(f"csv:{data}/imagenet-mini/labels.csv")
+    # two of every five photos: both parts hold classes from the whole list
+    calibration = Subset(photos, [i for i in range(len(photos)) if i % 5 < 2])
+    test = Subset(photos, [i for i in range(len(photos)) if i % 5 >= 2])
+    with tempfile.TemporaryDirectory() as scratch:
+        bundles = ev.convert(
+            "mobilenet_v2",
+            weights=data / "weights" / "mobilenet_v2_imagenet.safetensors",
+            targets=TARGETS,
+            precision=["fp32", "int8"],
+            data=calibration,
+            out=Path(sys.argv[1] if len(sys.argv) > 1 else scratch),
+        )
+        report = ev.bench(bundles, test, rounds=5, seconds=1.0, batch_size=1)
+        sqnr = {(b.manifest.target, b.manifest.precision): ev.verify(b).fp32.sqnr_db for b in bundles}
+    times = {(row.target, row.precision): row.latency_ms["p50"] for row in report.results}
+    least = {(row.target, row.precision): row.latency_ms["min"] for row in report.results}
+    rows = [
+        {
+            "target": row.target,
+            "precision": row.precision,
+            "top1": row.accuracy,
+            "agreement": row.agreement,
+            "golden_sqnr_db": round(sqnr[row.target, row.precision], 1),
+            "p50_ms": times[row.target, row.precision],
+            "p50_of_fp32": round(times[row.target, row.precision] / times[row.target, "fp32"], 3),
+            "min_of_fp32": round(least[row.target, row.precision] / least[row.target, "fp32"], 3),
+            "size_bytes": row.size_bytes,
+            "calibration_photos": len(calibration),
+            "test_photos": len(test),
+            "threads": row.threads,
+        }
+        for row in report.results
+    ]
+    show(rows)
+    print(save("mobilenet_v2", rows, TARGETS))
+
+
+if __name__ == "__main__":
+    main()
