@@ -39,12 +39,13 @@ def run(options: argparse.Namespace) -> int:
         # what a device runs; and no engine has to compile for another batch size
         batch_size=1,
     )
-    if options.out:
-        report.save(options.out)
     if options.json:
         print_json(report.to_dict())
     else:
         print(report.table())
+    # after the table: a full disk or a missing extra must not cost what was measured
+    if options.out:
+        report.save(options.out)
     for failure in report.errors:
         print(f"edgevision bench: {failure['bundle']}: {failure['error']}", file=sys.stderr)
     return 1 if report.errors else 0
