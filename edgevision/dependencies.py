@@ -40,8 +40,9 @@ def require(module: str, *, purpose: str, extra: str | None = None) -> ModuleTyp
     """
     top = module.partition(".")[0]
     if find_spec(top) is None:
-        extra = extra or EXTRA_OF[top]
-        raise MissingDependencyError(f'{top} is needed to {purpose}: pip install "edgevision[{extra}]"')
+        extra = extra or EXTRA_OF.get(top)
+        package = f'"edgevision[{extra}]"' if extra else top
+        raise MissingDependencyError(f"{top} is needed to {purpose}: pip install {package}")
     return importlib.import_module(module)
 
 

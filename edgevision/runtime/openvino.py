@@ -13,6 +13,7 @@ from edgevision.bundle import Bundle
 from edgevision.dependencies import require
 from edgevision.errors import EngineError
 from edgevision.runtime.backend import EngineOptions
+from edgevision.runtime.cache import CompiledCache
 
 # compiled models kept, one per batch size; the least recently used goes first
 _BATCH_SIZES = 4
@@ -32,6 +33,9 @@ class OpenVINOEngine:
         self._local = threading.local()
         self._compiled: OrderedDict[int, Any] = OrderedDict()
         self._settings = self._properties(bundle, options)
+        if options.cache_dir is not None:
+            # OpenVINO itself keys what it keeps by the model's content, its version and the device
+            self._settings["CACHE_DIR"] = str(CompiledCache("openvino", options.cache_dir).folder)
         try:
             self._core = self._ov.Core()
             self._model = self._core.read_model(bundle.engine_file("model"), bundle.engine_file("weights"))
