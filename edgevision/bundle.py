@@ -3,7 +3,7 @@
 ::
 
     manifest.json        schema version, task, classes, preprocess, target, precision, thresholds, provenance,
-                         and size and SHA-256 of every other file
+                         size and SHA-256 of every other file, and its own SHA-256
     engine/…             the engine's own files, untouched
     golden.npz           golden inputs, FP32 outputs, and (INT8) the outputs of the plan's fake-quantized reference
     plan.json            (INT8) the quantization plan
@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -35,8 +36,15 @@ GOLDEN = "golden.npz"
 PLAN = "plan.json"
 SUFFIX = ".evb"
 
-# a zip that claims to unpack to more than this is refused before anything is read
+# a zip that claims to unpack to more than this is refused before anything is read, and so is one that claims more
+# than `MAX_RATIO` times its own size: weights never shrink so far, a small file that fills a board's memory does
 MAX_BYTES = 4 << 30
+MAX_RATIO = 100
+_ALWAYS_ALLOWED = 64 << 20
+MAX_MANIFEST_BYTES = 16 << 20
+
+# what Python's zip and npz readers raise for damaged files, encrypted ones and unknown compression included
+_UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, OverflowError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,7 @@ class Manifest:
                 thresholds={key: Thresholds(**value) for key, value in values["thresholds"].items()},
                 provenance=dict(values["provenance"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise BundleError(f"manifest.json is damaged: {type(error).__name__}: {error}") from error
 
 
@@ -157,7 +165,7 @@ class Bundle:
             read = _read_folder(path) if path.is_dir() else _read_zip(path)
         except BundleError as error:
             raise BundleError(f"{path}: {error}") from error.__cause__
-        except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, ValueError) as error:
+        except _UNREADABLE as error:
             raise BundleError(f"{path}: not a readable bundle: {error}") from error
         return cls(read[0], read[1], path)
 
@@ -204,7 +212,7 @@ class Bundle:
                         groups["inputs"][name] = np.stack([normalize(pixels) for pixels in arrays[key]])
                     else:
                         groups[group][name] = arrays[key]
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        except (*_UNREADABLE, KeyError, IndexError) as error:
             raise BundleError(f"{self.path or self.manifest.name}: golden tensors are damaged: {error}") from error
         return groups
 
@@ -244,6 +252,7 @@ class Bundle:
         values["files"] = {
             name: {"bytes": len(data), "sha256": sha256_bytes(data)} for name, data in sorted(self._files.items())
         }
+        values["sha256"] = _manifest_digest(values)
         return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
 
 
@@ -280,10 +289,12 @@ def _read_zip(path: Path) -> tuple[Manifest, dict[str, bytes]]:
             if info.filename in sizes:
                 raise BundleError(f"{info.filename!r} is in the zip twice; make the bundle again")
             sizes[info.filename] = info.file_size
-        if sum(sizes.values()) > MAX_BYTES:
-            raise BundleError(f"claims {sum(sizes.values())} bytes unpacked; the limit is {MAX_BYTES}")
+        limit = min(MAX_BYTES, max(_ALWAYS_ALLOWED, MAX_RATIO * path.stat().st_size))
+        if sum(sizes.values()) > limit:
+            raise BundleError(f"claims {sum(sizes.values())} bytes unpacked; the limit is {limit}")
         if MANIFEST not in sizes:
             raise BundleError("not a bundle: it has no manifest.json")
+        _check_manifest_size(sizes[MANIFEST])
         manifest, listed = _parse_manifest(archive.read(MANIFEST))
         if extra := set(sizes) - set(listed) - {MANIFEST}:
             raise BundleError(f"holds files its manifest does not list: {', '.join(sorted(extra))}")
@@ -295,17 +306,25 @@ def _read_zip(path: Path) -> tuple[Manifest, dict[str, bytes]]:
 def _read_folder(path: Path) -> tuple[Manifest, dict[str, bytes]]:
     if not (path / MANIFEST).is_file():
         raise BundleError("not a bundle: it has no manifest.json")
-    manifest, listed = _parse_manifest((path / MANIFEST).read_bytes())
-    files = {}
-    root = path.resolve()
-    for name in listed:
-        file = path / name
-        if not file.resolve().is_relative_to(root):
-            raise BundleError(f"{name!r} leads out of the bundle; refused")
-        if not file.is_file():
-            raise BundleError(f"incomplete: {name} is missing; make the bundle again")
-        files[name] = _checked(name, file.read_bytes(), listed[name])
-    return manifest, files
+    manifest_file = _inside(path, MANIFEST)
+    _check_manifest_size(manifest_file.stat().st_size)
+    manifest, listed = _parse_manifest(manifest_file.read_bytes())
+    return manifest, {name: _checked(name, _inside(path, name).read_bytes(), listed[name]) for name in listed}
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of a bundle folder; links may not lead out of it."""
+    file = folder / name
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{name!r} leads out of the bundle; refused")
+    if not file.is_file():
+        raise BundleError(f"incomplete: {name} is missing; make the bundle again")
+    return file
+
+
+def _check_manifest_size(size: int) -> None:
+    if size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"manifest.json has {size} bytes; the limit is {MAX_MANIFEST_BYTES}")
 
 
 def _parse_manifest(data: bytes) -> tuple[Manifest, dict[str, str]]:
@@ -313,7 +332,7 @@ def _parse_manifest(data: bytes) -> tuple[Manifest, dict[str, str]]:
         values = json.loads(data)
         version = int(values["schema_version"])
         listed = {str(name): str(entry["sha256"]) for name, entry in values["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BundleError(f"manifest.json is damaged: {error}") from error
     if version > SCHEMA_VERSION:
         raise BundleError(
@@ -322,10 +341,19 @@ def _parse_manifest(data: bytes) -> tuple[Manifest, dict[str, str]]:
         )
     for name in listed:
         _check_name(name)
+    if values.get("sha256") != _manifest_digest(values):
+        raise BundleError(f"{MANIFEST} has been changed since the bundle was made (SHA-256 differs); make it again")
     manifest = Manifest.from_dict(values)
     if unlisted := set(manifest.engine_files.values()) - set(listed):
         raise BundleError(f"manifest.json names engine files it does not list: {', '.join(sorted(unlisted))}")
     return manifest, listed
+
+
+def _manifest_digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of what a manifest says, however its JSON is laid out."""
+    said = {key: value for key, value in values.items() if key != "sha256"}
+    # once through JSON: keys become strings before they are sorted
+    return sha256_bytes(json.dumps(json.loads(json.dumps(said)), sort_keys=True).encode())
 
 
 def _check_name(name: str) -> None:

@@ -25,12 +25,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         OutputError: the folder cannot be made or written, or the disk is full.
     """
     path = Path(path)
-    temporary: Path | None = None
+    temporary = _temporary_beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(descriptor)
-        temporary = Path(name)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())  # a full disk may speak up only now
@@ -42,16 +38,41 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, OutputError) or not _is_output_problem(error):
             raise
-        raise OutputError(f"cannot write {path}: {error.strerror}; choose another folder with -o") from error
+        raise _cannot_write(path, error) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def ensure_writable(folder: str | Path) -> Path:
+    """Make ``folder`` where it is missing and prove that files can be written in it, before long work begins.
+
+    Raises:
+        OutputError: it cannot be made or written.
+    """
+    folder = Path(folder)
+    _temporary_beside(folder / "probe", shown=folder).unlink()
+    return folder
+
+
+def _temporary_beside(path: Path, shown: Path | None = None) -> Path:
+    """A new empty file in the folder of ``path``; an error names ``shown``, by default ``path``."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise _cannot_write(shown or path, error) from error
+    os.close(descriptor)
+    return Path(name)
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot write {path}: {error.strerror}; choose another folder with -o")
 
 
 def _is_output_problem(error: OSError) -> bool:
     return error.errno in {
         errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST,
-        errno.EFBIG, errno.EIO,
+        errno.EFBIG, errno.EIO, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
     }  # fmt: skip
 
 

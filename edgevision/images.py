@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Union
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from edgevision.errors import DataError
 
@@ -40,7 +40,7 @@ def read_image(path: str | Path) -> Image.Image:
         raise
     except FileNotFoundError:
         raise DataError(f"{path}: no such image file") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # on a damaged file decoders raise whatever they stumble over, struct.error included
         raise DataError(f"{path}: cannot be read as an image: {error}") from error
 
 

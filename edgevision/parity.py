@@ -20,8 +20,10 @@ MAX_DB = 150.0
 
 
 def cosine(expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> float:
-    """Cosine similarity of two tensors of equal shape, −1..1; two zero tensors are alike."""
+    """Cosine similarity of two tensors of equal shape, −1..1; zero is like zero, NaN and infinity like nothing."""
     a, b = np.asarray(expected, np.float64).ravel(), np.asarray(actual, np.float64).ravel()
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return -1.0
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     if norms == 0.0:
         return 1.0 if not a.any() and not b.any() else 0.0
@@ -31,9 +33,9 @@ def cosine(expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> float:
 def sqnr_db(expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> float:
     """Signal-to-quantization-noise ratio ``10·log10(Σx² / Σ(x − y)²)`` in dB, at most `MAX_DB`."""
     a, b = np.asarray(expected, np.float64), np.asarray(actual, np.float64)
-    signal, noise = float(np.square(a).sum()), float(np.square(a - b).sum())
-    if not math.isfinite(noise):
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return -MAX_DB
+    signal, noise = float(np.square(a).sum()), float(np.square(a - b).sum())
     if noise == 0.0:
         return MAX_DB
     if signal == 0.0:
@@ -55,7 +57,7 @@ class Comparison:
         cosine: least cosine similarity over the outputs.
         sqnr_db: least signal-to-noise ratio over the outputs, dB.
         top1_agreement: share of golden inputs with the same answer; None unless the task is classification.
-        max_difference: greatest absolute difference of any value.
+        max_difference: greatest absolute difference of any value; None where one is NaN or infinite.
         passed: whether the thresholds are met; True where there are none.
         thresholds: what was demanded.
     """
@@ -63,7 +65,7 @@ class Comparison:
     cosine: float
     sqnr_db: float
     top1_agreement: float | None
-    max_difference: float
+    max_difference: float | None
     passed: bool
     thresholds: Thresholds | None = None
 
@@ -124,13 +126,18 @@ def compare(
     ratio = min(sqnr_db(array, actual[name]) for name, array in expected.items())
     first = next(iter(expected))
     agreement = top1_agreement(expected[first], actual[first]) if task == "classification" else None
-    difference = max(float(np.abs(array - actual[name]).max()) for name, array in expected.items())
-    passed = math.isfinite(difference)
+    passed = all(np.isfinite(array).all() and np.isfinite(actual[name]).all() for name, array in expected.items())
+    difference = max(_max_difference(array, actual[name]) for name, array in expected.items()) if passed else None
     if thresholds is not None:
         passed &= similarity >= thresholds.cosine and ratio >= thresholds.sqnr_db
         if thresholds.top1_agreement is not None and agreement is not None:
             passed &= agreement >= thresholds.top1_agreement
     return Comparison(similarity, ratio, agreement, difference, passed, thresholds)
+
+
+def _max_difference(expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> float:
+    """In float64: integers do not wrap around."""
+    return float(np.abs(np.asarray(expected, np.float64) - np.asarray(actual, np.float64)).max(initial=0.0))
 
 
 def verify(bundle: str | Path | Bundle, *, threads: int = 1, cache_dir: str | Path | None = None) -> Verification:
@@ -152,9 +159,12 @@ def verify_session(session: Session) -> Verification:
     golden = session.bundle.golden()
     if not golden["inputs"] or not golden["outputs"]:
         raise BundleError(f"{session.bundle.path or manifest.name}: the bundle has no golden tensors; convert it again")
-    batch = golden["inputs"][session.inputs[0].name]
+    name = session.inputs[0].name
+    if name not in golden["inputs"] or not len(golden["inputs"][name]):
+        raise BundleError(f"{session.bundle.path or manifest.name}: the golden tensors hold no input {name!r}")
+    batch = golden["inputs"][name]
     # one by one: what a device runs, and no engine has to be compiled for another batch size
-    runs = [session.infer({session.inputs[0].name: batch[i : i + 1]}) for i in range(len(batch))]
+    runs = [session.infer({name: batch[i : i + 1]}) for i in range(len(batch))]
     actual = {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
     fp32 = compare(golden["outputs"], actual, task=manifest.task, thresholds=manifest.thresholds.get("fp32"))
     reference = None

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -69,6 +70,7 @@ class Preprocess:
         _choice("colour order", self.color, COLOR_ORDERS)
         _choice("interpolation", self.interpolation, tuple(INTERPOLATIONS))
         _choice("layout", self.layout, ("NCHW", "NHWC"))
+        self._normalize_numbers()
         if len(self.size) != 2 or min(self.size) < 1:
             raise UsageError(f"preprocess size must be (height, width) in pixels; got {self.size}")
         if self.resize == "shorter_side" and (self.resize_to is None or self.resize_to < max(self.size)):
@@ -80,6 +82,22 @@ class Preprocess:
             raise UsageError(f"{self.color} needs {self.channels} values of mean and std")
         if min(self.std) <= 0 or not np.isfinite([self.scale, *self.mean, *self.std]).all():
             raise UsageError("preprocess scale, mean and std must be finite and std above 0")
+        if not 0 <= self.pad_value <= 255:
+            raise UsageError(f"preprocess pad_value is a grey level, 0 to 255; got {self.pad_value}")
+
+    def _normalize_numbers(self) -> None:
+        """Python's own int and float in every field: 0 and 0.0 from two files are one preprocess, with one digest."""
+        values: dict[str, Any] = {
+            "size": tuple(_integer("size", value) for value in _sequence("size", self.size)),
+            "scale": _real("scale", self.scale),
+            "mean": tuple(_real("mean", value) for value in _sequence("mean", self.mean)),
+            "std": tuple(_real("std", value) for value in _sequence("std", self.std)),
+            "pad_value": _integer("pad_value", self.pad_value),
+        }
+        if self.resize_to is not None:
+            values["resize_to"] = _integer("resize_to", self.resize_to)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @property
     def channels(self) -> int:
@@ -147,6 +165,8 @@ class Preprocess:
         Raises:
             UsageError: an unknown key (the near ones are named) or a wrong value.
         """
+        if not isinstance(values, Mapping):
+            raise UsageError(f"a preprocess is a table of keys and values; got {type(values).__name__}")
         valid = [field.name for field in fields(cls)]
         for key in values:
             if key not in valid:
@@ -156,7 +176,7 @@ class Preprocess:
         tuples: dict[str, Any] = {
             key: tuple(value) if isinstance(value, (list, tuple)) else value for key, value in values.items()
         }
-        if isinstance(tuples["size"], int):
+        if isinstance(tuples["size"], int) and not isinstance(tuples["size"], bool):
             tuples["size"] = (tuples["size"], tuples["size"])
         try:
             return cls(**tuples)
@@ -164,9 +184,27 @@ class Preprocess:
             raise UsageError(f"preprocess: {error}") from error
 
 
+def _sequence(name: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, (tuple, list)):
+        raise UsageError(f"preprocess {name} must be a list of numbers; got {value!r}")
+    return value
+
+
+def _integer(name: str, value: Any) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise UsageError(f"preprocess {name}: expected a whole number; got {value!r}")
+    return int(value)
+
+
+def _real(name: str, value: Any) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise UsageError(f"preprocess {name}: expected a number; got {value!r}")
+    return float(value)
+
+
 def _choice(what: str, value: str, valid: Sequence[str]) -> None:
     if value not in valid:
-        raise UsageError(unknown_name(what, value, list(valid)))
+        raise UsageError(unknown_name(what, str(value), list(valid)))
 
 
 def _resize_shorter(image: Image.Image, shorter: int, method: Image.Resampling) -> Image.Image:

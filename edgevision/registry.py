@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -55,7 +55,7 @@ class Registry:
         return {**others, **self._entries}
 
 
-def unknown_name(kind: str, name: str, valid: Mapping[str, object] | list[str]) -> str:
+def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
     """Message for a name that does not exist: the near ones first, else all of them."""
     near = difflib.get_close_matches(name, list(valid), n=3, cutoff=0.5)
     if near:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from edgevision.errors import EngineError
 
 if TYPE_CHECKING:
     from edgevision.bundle import Manifest
@@ -59,30 +62,36 @@ class Tensors:
     outputs: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def to_dict(self, k: int = 5) -> dict[str, Any]:
-        """Shape, range and mean of every output, as JSON takes them."""
-        return {
-            "outputs": {
-                name: {
-                    "shape": list(value.shape),
-                    "min": float(value.min()),
-                    "max": float(value.max()),
-                    "mean": float(value.mean()),
-                }
-                for name, value in self.outputs.items()
-            }
-        }
+        """Shape, range and mean of every output, as JSON takes them: null where empty or not finite."""
+        return {"outputs": {name: _summary(value) for name, value in self.outputs.items()}}
 
 
 TaskResult: TypeAlias = "Classification | Tensors"
 
 
 def interpret(manifest: Manifest, outputs: dict[str, npt.NDArray[Any]]) -> list[TaskResult]:
-    """Turn a batch of outputs into one result per picture, as the manifest's task says."""
+    """Turn a batch of outputs into one result per picture, as the manifest's task says.
+
+    Raises:
+        EngineError: class scores that are NaN or infinite.
+    """
     if manifest.task == "classification":
-        probabilities = softmax(classification_logits(outputs))
+        logits = classification_logits(outputs)
+        if not np.isfinite(logits).all():
+            raise EngineError(
+                f"{manifest.target} answered NaN or infinity among the {logits.shape[1]} class scores of "
+                f"{manifest.name}; run edgevision verify on the bundle, or convert to fp32"
+            )
+        probabilities = softmax(logits)
         return [Classification(row, manifest.classes) for row in probabilities]
     count = len(next(iter(outputs.values())))
     return [Tensors({name: value[index] for name, value in outputs.items()}) for index in range(count)]
+
+
+def _summary(value: npt.NDArray[Any]) -> dict[str, Any]:
+    found = {"min": value.min(), "max": value.max(), "mean": value.mean()} if value.size else {}
+    numbers = {key: float(found[key]) if key in found else math.nan for key in ("min", "max", "mean")}
+    return {"shape": list(value.shape), **{key: n if math.isfinite(n) else None for key, n in numbers.items()}}
 
 
 def classification_logits(outputs: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:

@@ -27,6 +27,9 @@ class Histogram:
         start: bin ``i`` covers ``[start + i, start + i + 1) · 2**exponent``.
         low: least value seen.
         high: greatest value seen.
+        mean_low: least value of a picture, averaged over the pictures.
+        mean_high: greatest value of a picture, averaged over the pictures.
+        pictures: how many pictures these averages are taken over; 0 where nobody told.
     """
 
     def __init__(self) -> None:
@@ -35,6 +38,9 @@ class Histogram:
         self.start = 0
         self.low = math.inf
         self.high = -math.inf
+        self.mean_low = 0.0
+        self.mean_high = 0.0
+        self.pictures = 0
 
     @property
     def width(self) -> float:
@@ -74,10 +80,23 @@ class Histogram:
             np.subtract(scaled[:count], start, out=indices[:count], casting="unsafe")
             self.counts += np.bincount(indices[:count], minlength=BINS)
 
+    def count_pictures(self, lows: npt.NDArray[np.float32], highs: npt.NDArray[np.float32]) -> None:
+        """Take the least and greatest values of some pictures, ``[B]`` each, into their averages."""
+        self._average(float(lows.sum(dtype=np.float64)), float(highs.sum(dtype=np.float64)), len(lows))
+
+    def _average(self, low_sum: float, high_sum: float, pictures: int) -> None:
+        if not pictures:
+            return
+        total = self.pictures + pictures
+        self.mean_low = (self.mean_low * self.pictures + low_sum) / total
+        self.mean_high = (self.mean_high * self.pictures + high_sum) / total
+        self.pictures = total
+
     def merge(self, other: Histogram) -> None:
         """Add another histogram's counts, exactly."""
         if other.total == 0:
             return
+        self._average(other.mean_low * other.pictures, other.mean_high * other.pictures, other.pictures)
         self._cover(min(self.low, other.low), max(self.high, other.high))
         used = np.flatnonzero(other.counts)
         indices = ((used + other.start) >> (self.exponent - other.exponent)) - self.start

@@ -34,6 +34,7 @@ class QuantPlan:
         float_ops: node name → why the node stays in float.
         graph_sha256: the graph it belongs to.
         calibration: where the ranges came from: images, method, hash of the preprocess.
+        biases: node name → float32 bias ``[out_channels]`` that takes the place of the node's own.
     """
 
     scheme: QuantScheme
@@ -42,6 +43,7 @@ class QuantPlan:
     float_ops: Mapping[str, str]
     graph_sha256: str
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    biases: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` reads it back exactly."""
@@ -53,6 +55,7 @@ class QuantPlan:
             # float32 → float64 → repr → float64 → float32 is exact
             "weights": {name: [float(scale) for scale in scales] for name, scales in self.weights.items()},
             "float_ops": dict(self.float_ops),
+            "biases": {name: [float(value) for value in bias] for name, bias in self.biases.items()},
         }
         return json.dumps(values, indent=1) + "\n"
 
@@ -75,6 +78,7 @@ class QuantPlan:
                 float_ops=dict(values["float_ops"]),
                 graph_sha256=str(values["graph_sha256"]),
                 calibration=dict(values["calibration"]),
+                biases={name: np.asarray(bias, np.float32) for name, bias in values["biases"].items()},
             )
         except (ValueError, KeyError, TypeError) as error:
             raise CalibrationError(f"the quantization plan is damaged: {error}") from error

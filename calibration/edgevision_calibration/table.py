@@ -16,10 +16,12 @@ import numpy.typing as npt
 
 from edgevision.dependencies import require
 from edgevision.errors import CalibrationError
-from edgevision.files import atomic_path, write_json
+from edgevision.files import write_bytes, write_json
 from edgevision_calibration.histogram import Histogram
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# pictures are dealt out in turn to so many parts: leaving one out tells whether the ranges still grow
+PARTS = 4
 
 
 @dataclass
@@ -32,6 +34,9 @@ class TensorStatistics:
         channel_high: greatest value per channel, float32 ``[C]``.
         channel_sum: sum per channel, float64 ``[C]``.
         count_per_channel: values behind each ``channel_sum``.
+        part_low: least value in each quarter of the pictures, which are dealt out in turn, float32 ``[4]``.
+        part_high: greatest one, float32 ``[4]``.
+        pictures: how many pictures were taken in.
     """
 
     histogram: Histogram
@@ -39,6 +44,9 @@ class TensorStatistics:
     channel_high: npt.NDArray[np.float32]
     channel_sum: npt.NDArray[np.float64]
     count_per_channel: int = 0
+    part_low: npt.NDArray[np.float32] = field(default_factory=lambda: np.full(PARTS, np.inf, np.float32))
+    part_high: npt.NDArray[np.float32] = field(default_factory=lambda: np.full(PARTS, -np.inf, np.float32))
+    pictures: int = 0
 
     @classmethod
     def empty(cls, channels: int) -> TensorStatistics:
@@ -65,6 +73,16 @@ class TensorStatistics:
         """Mean per channel, float64 ``[C]``."""
         return self.channel_sum / max(self.count_per_channel, 1)
 
+    @property
+    def growth(self) -> float:
+        """Share of the range, 0..1, that a quarter of the pictures adds to what the others saw, on average."""
+        span = self.high - self.low
+        if self.pictures < PARTS or not span > 0:
+            return 0.0
+        others = [np.arange(PARTS) != part for part in range(PARTS)]
+        spans = [float(self.part_high[kept].max()) - float(self.part_low[kept].min()) for kept in others]
+        return 1.0 - sum(spans) / (PARTS * span)
+
     def update(self, values: npt.NDArray[np.float32]) -> None:
         """Take in one batch of float32 ``[B, C, …]``.
 
@@ -72,8 +90,16 @@ class TensorStatistics:
             CalibrationError: a value is NaN or infinite.
         """
         by_channel = values.reshape(values.shape[0], values.shape[1] if values.ndim > 1 else 1, -1)
-        np.minimum(self.channel_low, by_channel.min(axis=(0, 2)), out=self.channel_low)
-        np.maximum(self.channel_high, by_channel.max(axis=(0, 2)), out=self.channel_high)
+        lows, highs = by_channel.min(axis=2), by_channel.max(axis=2)
+        if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
+            raise CalibrationError("an activation is NaN or infinite: check the weights and the calibration images")
+        np.minimum(self.channel_low, lows.min(axis=0), out=self.channel_low)
+        np.maximum(self.channel_high, highs.max(axis=0), out=self.channel_high)
+        parts = (self.pictures + np.arange(len(values))) % PARTS
+        np.minimum.at(self.part_low, parts, lows.min(axis=1))
+        np.maximum.at(self.part_high, parts, highs.max(axis=1))
+        self.pictures += len(values)
+        self.histogram.count_pictures(lows.min(axis=1), highs.max(axis=1))
         low, high = float(self.channel_low.min()), float(self.channel_high.max())
         self.channel_sum += by_channel.sum(axis=2).sum(axis=0, dtype=np.float64)
         self.count_per_channel += by_channel.shape[0] * by_channel.shape[2]
@@ -90,6 +116,7 @@ class CalibrationTable:
         images: how many pictures.
         tensors: tensor name → statistics.
         source: what the pictures were, for provenance.
+        findings: what is doubtful about the pictures or their preprocess, as `Finding.to_dict` writes it.
     """
 
     graph_sha256: str
@@ -97,6 +124,7 @@ class CalibrationTable:
     images: int = 0
     tensors: dict[str, TensorStatistics] = field(default_factory=dict)
     source: str = ""
+    findings: list[dict[str, str]] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> TensorStatistics:
         if name not in self.tensors:
@@ -123,16 +151,18 @@ class CalibrationTable:
         Raises:
             OutputError: the folder cannot be written.
         """
-        save_file = require("safetensors.numpy", purpose="store calibration tables").save_file
+        serialize = require("safetensors.numpy", purpose="store calibration tables").save
         arrays: dict[str, npt.NDArray[Any]] = {}
         for name, seen in self.tensors.items():
             arrays[f"{name}/counts"] = seen.histogram.counts
             arrays[f"{name}/low"] = seen.channel_low
             arrays[f"{name}/high"] = seen.channel_high
             arrays[f"{name}/sum"] = seen.channel_sum
+            arrays[f"{name}/part_low"] = seen.part_low
+            arrays[f"{name}/part_high"] = seen.part_high
         folder = Path(folder)
-        with atomic_path(folder / "table.safetensors") as temporary:
-            save_file(arrays, str(temporary))
+        # safetensors' own writer turns a full disk into an error that is no OSError
+        write_bytes(folder / "table.safetensors", serialize(arrays))
         write_json(
             folder / "table.json",
             {
@@ -141,13 +171,17 @@ class CalibrationTable:
                 "preprocess_digest": self.preprocess_digest,
                 "images": self.images,
                 "source": self.source,
+                "findings": self.findings,
                 "tensors": {
                     name: {
                         "exponent": seen.histogram.exponent,
                         "start": seen.histogram.start,
                         "low": seen.low,
                         "high": seen.high,
+                        "mean_low": seen.histogram.mean_low,
+                        "mean_high": seen.histogram.mean_high,
                         "count_per_channel": seen.count_per_channel,
+                        "pictures": seen.pictures,
                     }
                     for name, seen in self.tensors.items()
                 },
@@ -166,6 +200,8 @@ class CalibrationTable:
         folder = Path(folder)
         try:
             values = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+            if values["schema_version"] < SCHEMA_VERSION:
+                raise CalibrationError(f"{folder}: written by an older edgevision; calibrate again")
             if values["schema_version"] > SCHEMA_VERSION:
                 raise CalibrationError(f"{folder}: written by a newer edgevision; upgrade or calibrate again")
             arrays = load_file(str(folder / "table.safetensors"))
@@ -176,6 +212,7 @@ class CalibrationTable:
                 int(values["images"]),
                 tensors,
                 str(values["source"]),
+                [dict(entry) for entry in values["findings"]],
             )
         except CalibrationError:
             raise
@@ -188,10 +225,15 @@ def _statistics(name: str, entry: Mapping[str, Any], arrays: Mapping[str, npt.ND
     histogram.counts = arrays[f"{name}/counts"]
     histogram.exponent, histogram.start = int(entry["exponent"]), int(entry["start"])
     histogram.low, histogram.high = float(entry["low"]), float(entry["high"])
+    histogram.mean_low, histogram.mean_high = float(entry["mean_low"]), float(entry["mean_high"])
+    histogram.pictures = int(entry["pictures"])
     return TensorStatistics(
         histogram,
         arrays[f"{name}/low"],
         arrays[f"{name}/high"],
         arrays[f"{name}/sum"],
         int(entry["count_per_channel"]),
+        arrays[f"{name}/part_low"],
+        arrays[f"{name}/part_high"],
+        int(entry["pictures"]),
     )

@@ -36,9 +36,10 @@ class OpenVINOEngine:
         if options.cache_dir is not None:
             # OpenVINO itself keys what it keeps by the model's content, its version and the device
             self._settings["CACHE_DIR"] = str(CompiledCache("openvino", options.cache_dir).folder)
+        files = bundle.engine_file("model"), bundle.engine_file("weights")
         try:
             self._core = self._ov.Core()
-            self._model = self._core.read_model(bundle.engine_file("model"), bundle.engine_file("weights"))
+            self._model = self._core.read_model(*files)
             layers = [bundle.manifest.tensor_names.get(name, name) for name in options.layers]
             for name in dict.fromkeys(layers):
                 self._model.add_outputs(name)

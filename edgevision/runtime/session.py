@@ -69,11 +69,13 @@ class Session:
         if self._closed:
             raise EngineError("this session is closed; open the bundle again with edgevision.load(path)")
         checked = feed
-        if len(feed) != len(self._checks):
+        if not isinstance(feed, Mapping) or len(feed) != len(self._checks):
             raise self._wrong_feed(feed)
         for name, dtype, shape, batch in self._checks:
             array = feed.get(name)
-            if array is None or array.dtype != dtype or array.shape[1:] != shape or not array.shape[0]:
+            if not isinstance(array, np.ndarray) or array.dtype != dtype:
+                raise self._wrong_feed(feed)
+            if array.ndim == 0 or array.shape[1:] != shape or not array.shape[0]:
                 raise self._wrong_feed(feed)
             if batch is not None and array.shape[0] != batch:
                 raise self._wrong_feed(feed)
@@ -82,11 +84,15 @@ class Session:
         return self._engine.infer(checked)  # type: ignore[no-any-return]
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> TaskResult | list[TaskResult]:
-        """Run on a picture (path, PIL image, ``uint8`` array ``[H, W, 3]`` RGB) or on a sequence of them.
+        """Run on a picture (path, PIL image, ``uint8`` array ``[H, W, 3]`` RGB) or on several of them.
+
+        A list, a tuple or an array ``[B, H, W, 3]`` gives a list with one result per picture.
 
         Raises:
             DataError: a picture cannot be read.
         """
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            return self.predict(list(images))
         if isinstance(images, (list, tuple)):
             return self.predict(images)
         return self.predict([images])[0]  # type: ignore[list-item]
@@ -135,10 +141,18 @@ class Session:
     ) -> None:
         self.close()
 
-    def _wrong_feed(self, feed: Mapping[str, Any]) -> UsageError:
-        came = ", ".join(f"{name}: {np.asarray(array).dtype}{list(np.shape(array))}" for name, array in feed.items())
+    def _wrong_feed(self, feed: Any) -> UsageError:
+        if isinstance(feed, Mapping):
+            came = ", ".join(f"{name}: {_described(value)}" for name, value in feed.items())
+        else:
+            came = f"{_described(feed)} instead of a mapping from names to arrays"
         expected = ", ".join(str(spec) for spec in self.inputs)
         return UsageError(f"the network takes {expected}; got {came or 'nothing'}")
+
+
+def _described(value: Any) -> str:
+    """Dtype and shape of an array, type of anything else."""
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def load(bundle: str | Path | Bundle, *, threads: int = 1, cache_dir: str | Path | None = None) -> Session:

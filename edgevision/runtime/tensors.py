@@ -5,6 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+DTYPES = (
+    "float32",
+    "float16",
+    "float64",
+    "int8",
+    "uint8",
+    "int16",
+    "uint16",
+    "int32",
+    "uint32",
+    "int64",
+    "uint64",
+    "bool",
+)
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -20,8 +35,17 @@ class TensorSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TensorSpec:
-        """Build from plain values."""
-        return cls(str(values["name"]), str(values["dtype"]), tuple(values["shape"]))
+        """Build from plain values.
+
+        Raises:
+            ValueError: a dtype that tensors do not have, or a dimension that is neither None nor 1 or more.
+        """
+        dtype, shape = str(values["dtype"]), tuple(values["shape"])
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype!r} of tensor {values['name']!r}; expected one of {', '.join(DTYPES)}")
+        if any(size is not None and (type(size) is not int or size < 1) for size in shape):
+            raise ValueError(f"shape {list(shape)} of tensor {values['name']!r}; expected sizes of 1 or more, or null")
+        return cls(str(values["name"]), dtype, shape)
 
     def __str__(self) -> str:
         shape = ", ".join("batch" if n is None else str(n) for n in self.shape)

@@ -1,0 +1,203 @@
+"""From what was observed to a `QuantPlan`: which tensors carry integers for a target, and with which scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgevision.graph import Graph, attributes
+from edgevision_calibration.bias_correction import corrected_biases
+from edgevision_calibration.observe import CLIPPING_OPS
+from edgevision_calibration.plan import ActivationQuant, QuantPlan
+from edgevision_calibration.ranges import range_method
+from edgevision_calibration.scheme import QuantScheme
+from edgevision_calibration.table import CalibrationTable
+from edgevision_calibration.weights import LEAST_SCALE, weight_scales
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
+# ops whose output lies on the grid of their input, so both must share one scale
+_GRID_KEEPING_OPS = frozenset({"MaxPool", "Concat"})
+
+
+def make_plan(
+    graph: Graph,
+    table: CalibrationTable,
+    scheme: QuantScheme,
+    *,
+    ranges: str | Mapping[str, str] = "mse",
+    keep_float: Mapping[str, str] | None = None,
+    bias_correction: bool = True,
+) -> QuantPlan:
+    """Choose scales for every tensor that ``scheme`` wants in integers.
+
+    Args:
+        graph: the canonical graph the table was taken on.
+        table: its statistics.
+        scheme: the target's scheme.
+        ranges: name of a range method, one of `RANGE_METHODS`, or tensor name → method, as
+            `edgevision_calibration.ranges.auto.choose_ranges` finds them; tensors without one take ``mse``.
+        keep_float: node name → why the user or a search keeps it in float.
+        bias_correction: whether biases take back what rounding the weights does to the mean of an output.
+
+    Raises:
+        UsageError: no such range method.
+        CalibrationError: a tensor was not observed.
+    """
+    float_ops = dict(keep_float or {})
+    compute = [node for node in graph.nodes if _takes_integers(graph, node, scheme, float_ops)]
+    groups = _shared_scales(quantized_tensors(graph, compute, scheme, float_ops), graph, scheme)
+    activations: dict[str, ActivationQuant] = {}
+    for group in groups:
+        low, high = 0.0, 0.0
+        for name in group:
+            tensor_low, tensor_high = range_method(ranges, name)(table[name].histogram, symmetric=scheme.symmetric)
+            low, high = min(low, tensor_low), max(high, tensor_high)
+        low, high = _within_clips(graph, group, low, high)
+        quant = activation_quant(low, high, scheme)
+        activations.update(dict.fromkeys(group, quant))
+    weights = {}
+    for node in compute:
+        weights[node.input[1]] = weight_scales(graph, node, scheme, activations[node.input[0]].scale)
+    plan = QuantPlan(
+        scheme,
+        activations,
+        weights,
+        float_ops,
+        graph.sha256,
+        {
+            "images": table.images,
+            "ranges": ranges if isinstance(ranges, str) else dict(ranges),
+            "preprocess_digest": table.preprocess_digest,
+            "source": table.source,
+            "bias_correction": bias_correction,
+        },
+    )
+    return replace(plan, biases=corrected_biases(graph, plan, table)) if bias_correction else plan
+
+
+def _takes_integers(graph: Graph, node: NodeProto, scheme: QuantScheme, float_ops: dict[str, str]) -> bool:
+    """Whether a compute node runs on integers; where it does not, ``float_ops`` learns why."""
+    if node.op_type not in {"Conv", "Gemm", "MatMul", "ConvTranspose"} or node.name in float_ops:
+        return False
+    if node.op_type not in scheme.compute_ops:
+        float_ops[node.name] = f"{scheme.target} runs {node.op_type} in float"
+    elif len(node.input) < 2 or node.input[1] not in graph.initializers or node.input[0] in graph.initializers:
+        float_ops[node.name] = "its weight is not a constant"
+    elif node.op_type == "Gemm" and not _is_plain_gemm(node):
+        float_ops[node.name] = "a Gemm with alpha, beta or a transposed input"
+    elif not scheme.depthwise and is_depthwise(graph, node):
+        float_ops[node.name] = f"depthwise convolutions run faster in float on {scheme.target}"
+    else:
+        return True
+    return False
+
+
+def _is_plain_gemm(node: NodeProto) -> bool:
+    values = attributes(node)
+    return values.get("alpha", 1.0) == 1.0 and values.get("beta", 1.0) == 1.0 and not values.get("transA", 0)
+
+
+def is_depthwise(graph: Graph, node: NodeProto) -> bool:
+    """Whether a Conv has one input channel per group and more than one group."""
+    return (
+        node.op_type == "Conv"
+        and attributes(node).get("group", 1) > 1
+        and graph.initializers[node.input[1]].shape[1] == 1
+    )
+
+
+def quantized_tensors(
+    graph: Graph, compute: Iterable[NodeProto], scheme: QuantScheme, float_ops: Mapping[str, str]
+) -> list[str]:
+    """Activations that carry integers, in topological order.
+
+    The inputs of compute nodes always; their outputs where the scheme keeps chains integer
+    (``scheme.quantize_outputs``); and the outputs of integer ops all of whose inputs carry integers.
+    """
+    quantized = {node.input[0] for node in compute}
+    if scheme.quantize_outputs:
+        quantized.update(name for node in compute if (name := activated(graph, node)) is not None)
+    for node in graph.nodes:
+        if node.op_type not in scheme.integer_ops or node.name in float_ops:
+            continue
+        inputs = data_inputs(graph, node)
+        if inputs and all(name in quantized for name in inputs):
+            name = activated(graph, node)
+            if name is not None:
+                quantized.add(name)
+    # a grid-keeping op whose output is quantized wants integers on the way in as well
+    for node in reversed(graph.nodes):
+        if node.op_type in scheme.integer_ops & _GRID_KEEPING_OPS and node.output[0] in quantized:
+            quantized.update(data_inputs(graph, node))
+    order = [graph.input_name, *(name for node in graph.nodes for name in node.output)]
+    return [name for name in order if name in quantized]
+
+
+def data_inputs(graph: Graph, node: NodeProto) -> list[str]:
+    """Inputs of a node that are activations."""
+    return [name for name in node.input if name and name not in graph.initializers]
+
+
+def activated(graph: Graph, node: NodeProto) -> str | None:
+    """The tensor that leaves a node after the Relu or Clip that only reads it; None for a graph output."""
+    name = str(node.output[0])
+    readers = graph.consumers.get(name, [])
+    if len(readers) == 1 and readers[0].op_type in CLIPPING_OPS and name not in graph.output_names:
+        name = str(readers[0].output[0])
+    return None if name in graph.output_names else name
+
+
+def _shared_scales(names: list[str], graph: Graph, scheme: QuantScheme) -> list[list[str]]:
+    """Group the tensors that must share one scale: what goes into and comes out of grid-keeping integer ops."""
+    group_of = {name: [name] for name in names}
+    for node in graph.nodes:
+        if node.op_type not in _GRID_KEEPING_OPS & scheme.integer_ops or node.output[0] not in group_of:
+            continue
+        for name in data_inputs(graph, node):
+            if name in group_of and group_of[name] is not group_of[node.output[0]]:
+                merged = group_of[node.output[0]] + group_of[name]
+                group_of.update(dict.fromkeys(merged, merged))
+    return list({id(group): group for group in group_of.values()}.values())
+
+
+def _within_clips(graph: Graph, group: list[str], low: float, high: float) -> tuple[float, float]:
+    """No range beyond the Clip or Relu that made the tensor: then the engine can drop the Clip."""
+    lows, highs = [], []
+    for name in group:
+        producer = graph.producer.get(name)
+        if producer is None or producer.op_type not in CLIPPING_OPS:
+            return low, high
+        lower, upper = clip_bounds(graph, producer)
+        lows.append(lower)
+        highs.append(upper)
+    return max(low, min(lows)), min(high, max(highs))
+
+
+def clip_bounds(graph: Graph, node: NodeProto) -> tuple[float, float]:
+    """Least and greatest output of a Relu or Clip node."""
+    if node.op_type == "Relu":
+        return 0.0, math.inf
+    bounds = [-math.inf, math.inf]
+    for position in (1, 2):
+        if len(node.input) > position and node.input[position] in graph.initializers:
+            bounds[position - 1] = float(graph.initializers[node.input[position]])
+    return bounds[0], bounds[1]
+
+
+def activation_quant(low: float, high: float, scheme: QuantScheme) -> ActivationQuant:
+    """Scale and zero point that span ``[low, high]``, zero being exact."""
+    least, greatest = scheme.quant_range
+    if scheme.symmetric:
+        return ActivationQuant(_float32(max(high, -low, LEAST_SCALE * greatest) / greatest), 0)
+    scale = _float32(max((high - low) / (greatest - least), LEAST_SCALE))
+    return ActivationQuant(scale, int(np.clip(round(least - low / scale), least, greatest)))
+
+
+def _float32(value: float) -> float:
+    return float(np.float32(value))
