@@ -36,7 +36,9 @@ def test_rows_hold_the_contract_and_what_was_measured(make_bundle, labelled) -> 
     ]  # fmt: skip
     for row in rows:
         assert {"p50", "p90", "p99", "mean", "min"} <= set(row["latency_ms"])
-        assert row["latency_ms"]["min"] <= row["latency_ms"]["p50"] <= row["end_to_end_ms"]["p50"]
+        assert row["latency_ms"]["min"] <= row["latency_ms"]["p50"]
+        # of the least times, which a busy machine does not touch; medians of two series may cross on one
+        assert row["latency_ms"]["min"] <= row["end_to_end_ms"]["min"]
         assert row["n_runs"] >= 10
         assert len(row["round_p50_ms"]) == 2
         assert row["median_ci95"][0] <= row["latency_ms"]["p50"] <= row["median_ci95"][1]
