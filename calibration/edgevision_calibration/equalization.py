@@ -58,9 +58,10 @@ def equalize(graph: Graph, batches: Iterable[npt.NDArray[np.float32]], *, thread
 
     Each channel is multiplied by ``s`` where it is made and divided by ``s`` in the weights that read it, which
     leaves the function alone wherever only ReLU, pooling, addition, concatenation or flattening lie between
-    (`channel_groups`). A Clip at 6 lets no factor through in general, but a channel that stays under it may
-    grow until its range ends there. Where the clip then cuts off a few of the greatest values, that is what
-    the quantized range would have cut off; in float it is the one thing that changes.
+    (`channel_groups`). Linear tensors are centred as well, by their biases (`movable_tensors`). A Clip at 6 is
+    followed as long as the channel stays under it, before and after, with a fifth to spare. A channel whose few
+    greatest values meet the Clip is treated as if it ended before them, as its quantized range does: these
+    values are the one thing that changes in float.
 
     Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, arXiv
     1906.04721, section 4.1, with measured activations; the factors divide the burden between activations and

@@ -73,11 +73,12 @@ def choose_factors(
 
     Minimised over the factors s, with 8-bit steps Δ = range / 255 and Δ_o = max_c |w_oc / s_c| / 127::
 
-        Σ_tensors Δ² / 12 · Σ_c g_c / s_c²   +   Σ_readers Σ_o g_o Δ_o² / 12 · Σ_c s_c² E[x_c²]
+        Σ_tensors Δ² / 12 · Σ_c g_c / s_c²   +   Σ_readers Σ_o g_o Δ_o² / 12 · Σ_c s_c² Var[x_c]
 
-    where g are `noise_gains`: rounding of the activations against rounding of the weights. Signs are turned
-    where the group lets them through, so that the long tails of all channels lie on one side of zero, and an
-    affine range spends its integers there.
+    where g are `noise_gains`: rounding of the activations against rounding of the weights (what the mean of a
+    channel adds to the latter, bias correction takes off again). Signs are turned where the group lets them
+    through, so that the long tails of all channels lie on one side of zero, and an affine range spends its
+    integers there. Channels scaled otherwise before get factors that end in the same place.
     """
     tensors, least, greatest = _tensors(graph, group, samples, gains)
     if not tensors:

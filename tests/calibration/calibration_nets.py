@@ -146,7 +146,7 @@ def run(model, images, names=()):
     elif not isinstance(model, bytes):
         model = model.SerializeToString()
     session = open_session(model, threads=1, optimize=False)
-    return session.run(list(names) or None, {"images": images})
+    return session.run(list(names) or None, {session.get_inputs()[0].name: images})
 
 
 def sqnr_db(reference, value):

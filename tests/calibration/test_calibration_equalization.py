@@ -5,6 +5,7 @@ import pytest
 from calibration_nets import NETS, Builder, batches, chain, depthwise, fire, pictures, residual, run, sqnr_db, table_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from edgevision.errors import CalibrationError
 from edgevision_calibration.centering import choose_offsets, movable_tensors, move
@@ -12,6 +13,7 @@ from edgevision_calibration.channels import channel_groups
 from edgevision_calibration.equalization import equalize, rescale
 from edgevision_calibration.planning import make_plan
 from edgevision_calibration.scheme import SCHEMES
+from edgevision_converters.canonical import canonicalize
 from edgevision_converters.qdq import quantize_dequantize
 
 IMAGES = pictures(64)
@@ -182,3 +184,28 @@ def test_nan_names_the_tensor():
     images[0, 0, 0, 0] = np.nan
     with pytest.raises(CalibrationError, match=r"tensor '.*NaN"):
         equalize(fire(), [images])
+
+
+@pytest.mark.data
+def test_a_real_net_keeps_its_answers_better(data_root):
+    faces = sorted((data_root / "faces-orl").glob("s*/*"))
+    mean, deviation = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+
+    def load(paths):
+        pixels = [np.asarray(Image.open(path).convert("RGB").resize((112, 112)), np.float32) for path in paths]
+        return ((np.stack(pixels) / 255 - mean) / deviation).transpose(0, 3, 1, 2)
+
+    seen, others = load(faces[:96:2]), load(faces[1:48:2])
+    graph = canonicalize(data_root / "weights" / "mobilefacenet_112.onnx")
+    equalized = equalize(graph, batches(seen), threads=2).graph
+    expected = run(graph, others)[0]
+    tables = [table_of(candidate, seen) for candidate in (graph, equalized)]
+    for scheme in SCHEMES.values():
+        decibels = []
+        for candidate, table in zip((graph, equalized), tables, strict=True):
+            model = quantize_dequantize(candidate, make_plan(candidate, table, scheme))
+            decibels.append(sqnr_db(expected, run(model, others)[0]))
+        # measured: 5 to 10 dB where depthwise layers run on integers, 1.4 dB where they do not; the pictures and what
+        # rounding does by chance are worth a dB
+        assert decibels[1] > decibels[0] + (3 if scheme.depthwise else 0.3)
+        assert decibels[1] > 21

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+
+from edgevision.errors import ConversionError
+from edgevision_converters.canonical import canonicalize
+from edgevision_converters.openvino import convert, save_ir
+from edgevision_converters.target import ConversionRequest
+from tests.conformance.nets import SIZE, tiny_net
+
+IMAGES = np.random.default_rng(0).uniform(0, 1, (2, 3, SIZE, SIZE)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return canonicalize(tiny_net())
+
+
+def run(xml: bytes, weights: bytes) -> np.ndarray:
+    model = openvino.Core().read_model(xml, weights)
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return compiled({"images": IMAGES})["logits"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_ir_computes_what_the_graph_does_under_the_graphs_names(graph, tmp_path, precision):
+    made = convert(ConversionRequest(graph, precision, None, tmp_path))
+    assert {role: path for role, (path, _) in made.files.items()} == {
+        "model": "engine/model.xml",
+        "weights": "engine/model.bin",
+    }
+    session = onnxruntime.InferenceSession(graph.to_bytes(), providers=["CPUExecutionProvider"])
+    expected = session.run(["logits"], {"images": IMAGES})[0]
+    found = run(made.files["model"][1], made.files["weights"][1])
+    # fp32: other orders of addition. fp16: weights of 11 bits, and logits of about ±2 behind sums of some hundred
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 if precision == "fp32" else 5e-2)
+    assert made.versions["openvino"]
+    assert made.tensor_names == {}
+
+
+def test_fp16_halves_the_weights(graph, tmp_path):
+    sizes = {}
+    for precision in ("fp32", "fp16"):
+        (tmp_path / precision).mkdir()
+        made = convert(ConversionRequest(graph, precision, None, tmp_path / precision))
+        sizes[precision] = len(made.files["weights"][1])
+    # but for a few constants that stay as they are
+    assert 0.5 <= sizes["fp16"] / sizes["fp32"] < 0.55
+
+
+def test_equal_graphs_give_equal_files(graph, tmp_path):
+    made = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        made.append(convert(ConversionRequest(graph, "fp32", None, tmp_path / name)).files)
+    assert made[0] == made[1]
+
+
+def test_what_openvino_cannot_read_is_a_conversion_error(graph, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(graph), "to_bytes", lambda self: b"no model")
+    with pytest.raises(ConversionError, match="OpenVINO's model reader failed"):
+        convert(ConversionRequest(graph, "fp32", None, tmp_path))
+
+
+def test_a_reader_that_takes_too_long_is_ended(graph, tmp_path):
+    with pytest.raises(ConversionError, match=r"OpenVINO's model reader took longer than 0\.05 s"):
+        convert(ConversionRequest(graph, "fp32", None, tmp_path, timeout_s=0.05))
+
+
+def test_save_ir_writes_both_files(tmp_path):
+    onnx.save(tiny_net(), tmp_path / "tiny.onnx")
+    save_ir(str(tmp_path / "tiny.onnx"), str(tmp_path / "out.xml"), half=False)
+    found = run((tmp_path / "out.xml").read_bytes(), (tmp_path / "out.bin").read_bytes())
+    assert found.shape == (2, 6)
