@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from edgevision.models import create_model
     from edgevision.parity import verify
     from edgevision.pipeline.convert import convert
+    from edgevision.pipeline.quantize import quantize
+    from edgevision.pipeline.sensitivity import sensitivity
     from edgevision.preprocess import PRESETS, Preprocess
     from edgevision.runtime.session import Session, load
     from edgevision.training import train
@@ -42,6 +44,8 @@ _HOME = {
     "load": "edgevision.runtime.session",
     "load_checkpoint": "edgevision.checkpoint",
     "open_dataset": "edgevision.data",
+    "quantize": "edgevision.pipeline.quantize",
+    "sensitivity": "edgevision.pipeline.sensitivity",
     "train": "edgevision.training",
     "verify": "edgevision.parity",
 }
@@ -61,6 +65,8 @@ __all__ = [
     "load",
     "load_checkpoint",
     "open_dataset",
+    "quantize",
+    "sensitivity",
     "train",
     "verify",
 ]

@@ -36,14 +36,32 @@ def require(module: str, *, purpose: str, extra: str | None = None) -> ModuleTyp
         extra: the extra to name; by default the one that brings the top-level module.
 
     Raises:
-        MissingDependencyError: the module is not installed.
+        MissingDependencyError: the module is not installed, or what is installed cannot be imported.
     """
     top = module.partition(".")[0]
+    extra = extra or EXTRA_OF.get(top)
+    package = f'"edgevision[{extra}]"' if extra else top
     if find_spec(top) is None:
-        extra = extra or EXTRA_OF.get(top)
-        package = f'"edgevision[{extra}]"' if extra else top
         raise MissingDependencyError(f"{top} is needed to {purpose}: pip install {package}")
-    return importlib.import_module(module)
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if is_interrupt(error):
+            raise KeyboardInterrupt from error
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MissingDependencyError(
+            f"{top} is needed to {purpose}; it is installed and cannot be imported ({told}): "
+            f"pip install --force-reinstall {package}"
+        ) from error
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: native modules that are being imported make an ImportError of it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def installed(module: str) -> bool:

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,10 +30,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())  # a full disk may speak up only now
-        # mkstemp makes files private; results are as readable as the user's umask allows
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
         if isinstance(error, OutputError) or not _is_output_problem(error):
@@ -56,13 +52,14 @@ def ensure_writable(folder: str | Path) -> Path:
 
 def _temporary_beside(path: Path, shown: Path | None = None) -> Path:
     """A new empty file in the folder of ``path``; an error names ``shown``, by default ``path``."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        # not mkstemp: its files are private, and results are to be as readable as the user's umask allows
+        temporary.touch(exist_ok=False)
     except OSError as error:
         raise _cannot_write(shown or path, error) from error
-    os.close(descriptor)
-    return Path(name)
+    return temporary
 
 
 def _cannot_write(path: Path, error: OSError) -> OutputError:

@@ -8,7 +8,6 @@ import os
 import pkgutil
 import subprocess
 import sys
-import sysconfig
 import venv
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +73,8 @@ def board(tmp_path_factory) -> Board:
     home = tmp_path_factory.mktemp("board")
     venv.create(home / "venv", system_site_packages=False, with_pip=False, symlinks=os.name == "posix")
     python = home / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    library = sysconfig.get_path("purelib", "venv", {"base": str(home / "venv"), "platbase": str(home / "venv")})
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    library = subprocess.run([python, "-I", "-c", where], capture_output=True, text=True, check=True).stdout.strip()
     # the very files that are installed here, linked: no network is needed, and no other version can come in
     for distribution in BROUGHT:
         for entry in files_of(distribution):

@@ -121,7 +121,7 @@ def test_a_read_only_disk_is_an_output_error(tmp_path, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr(Path, "touch", refuse)
     with pytest.raises(OutputError, match="Read-only file system; choose another folder with -o"):
         write_bytes(tmp_path / "file", b"")
 

@@ -10,7 +10,9 @@ from edgevision_calibration.planning import activated, data_inputs
 
 
 def explain(bundle: Bundle, graph: Graph | None = None) -> list[str]:
-    """One line for each op: name, type, precision, reason.
+    """One line for each op: name, type, precision, reason, and where integers must be left or entered around it.
+
+    For INT8 a last line counts the ops in float and these conversions: each is a pass over a tensor.
 
     Args:
         bundle: a saved bundle.
@@ -24,14 +26,39 @@ def explain(bundle: Bundle, graph: Graph | None = None) -> list[str]:
         return [f"{name}: {why}" for name, why in reasons.items()] or ["no graph beside the bundle; convert it again"]
     plan = QuantPlan.from_json(bundle.read(PLAN)) if PLAN in bundle.files else None
     rows = []
+    in_float = conversions = 0
     for node in graph.nodes:
-        precision, why = manifest.precision, ""
+        precision, why, around = manifest.precision, "", ""
         if plan is not None:
             precision, why = _precision(graph, plan, node)
+            count, around = _conversions(graph, plan, node, precision)
+            conversions += count
+            in_float += precision == "float"
+        told = "; ".join(part for part in (reasons.get(node.name) or why, around) if part)
+        rows.append(f"{node.name:<32} {_shape(graph, node):<26} {precision:<6} {told}".rstrip())
+    if plan is not None:
         rows.append(
-            f"{node.name:<32} {_shape(graph, node):<26} {precision:<6} {reasons.get(node.name) or why}".rstrip()
+            f"{len(rows) - in_float} ops on integers, {in_float} in float, {conversions} conversions between them"
         )
     return rows
+
+
+def _conversions(graph: Graph, plan: QuantPlan, node: object, precision: str) -> tuple[int, str]:
+    """How many tensors are converted around a node, and which."""
+    from onnx import NodeProto
+
+    assert isinstance(node, NodeProto)
+    read = [name for name in data_inputs(graph, node) if name in plan.activations]
+    written = [name for name in node.output if name in plan.activations]
+    if precision == "float":
+        parts = [f"dequantizes {', '.join(read)}"] if read else []
+        parts += [f"quantizes {', '.join(written)}"] if written else []
+        return len(read) + len(written), ", ".join(parts)
+    output = activated(graph, node)
+    if node.op_type in plan.scheme.integer_ops and output is not None and output in plan.activations:
+        other = [name for name in read if plan.activations[name] != plan.activations[output]]
+        return len(other), f"requantizes {', '.join(other)}" if other else ""
+    return 0, ""
 
 
 def _precision(graph: Graph, plan: QuantPlan, node: object) -> tuple[str, str]:

@@ -17,7 +17,9 @@ from typing import NoReturn
 VERBS: dict[str, str] = {
     "models": "list the model zoo",
     "train": "train a model of the zoo; the run folder is a Checkpoint",
+    "quantize": "train a model for INT8, or look into what INT8 will do to its RepVGG blocks",
     "convert": "convert a model to bundles for ONNX Runtime, OpenVINO, ncnn and TensorRT",
+    "sensitivity": "rank the layers of a model by what quantizing them does to its outputs",
     "verify": "prove that a bundle answers as its FP32 model does",
     "predict": "run a bundle on pictures",
     "eval": "measure a bundle's accuracy and its agreement with a reference",
@@ -27,10 +29,39 @@ VERBS: dict[str, str] = {
 }
 
 
+_INTERRUPTED = "nothing is half-written; the same command goes on where it stopped"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(arguments[0] if arguments and arguments[0] in VERBS else None)
+    verb = arguments[0] if arguments and arguments[0] in VERBS else None
+    label = f"edgevision {verb}" if verb else "edgevision"
+    try:
+        return _run(arguments, verb, label)
+    except KeyboardInterrupt as error:
+        print(f"\n{label}: interrupted: {str(error) or _INTERRUPTED}", file=sys.stderr)
+        return 130
+    except ImportError as error:
+        from edgevision.dependencies import is_interrupt
+
+        if not is_interrupt(error):
+            raise
+        print(f"\n{label}: interrupted: {_INTERRUPTED}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader of our output has gone (``| head``): nobody is left to tell
+        _discard_output()
+        return 1
+    except OSError as error:
+        # the machine's doing: standard output on a full disk, a file without permission
+        print(f"{label}: {error}", file=sys.stderr)
+        _discard_output()
+        return 1
+
+
+def _run(arguments: list[str], verb: str | None, label: str) -> int:
+    parser = _parser(verb)
     options = parser.parse_args(arguments)
     if options.verb is None:
         parser.print_help()
@@ -40,18 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     progress.set_enabled(not options.quiet)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
     except EdgeVisionError as error:
-        print(f"edgevision {options.verb}: {error}", file=sys.stderr)
+        print(f"{label}: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt as error:
-        told = str(error) or "nothing is half-written; the same command goes on where it stopped"
-        print(f"\nedgevision {options.verb}: interrupted: {told}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # the reader of our output has gone (``| head``): nobody is left to tell, not even at exit
+    return code
+
+
+def _discard_output() -> None:
+    """Let what is still buffered go nowhere, so that the interpreter's own flush at exit does not fail again."""
+    try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except (OSError, ValueError):  # standard output is no file
+        return
 
 
 def _parser(verb: str | None) -> argparse.ArgumentParser:

@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="onnxruntime, openvino, ncnn, tensorrt (default: all)")  # fmt: skip
     parser.add_argument("--precision", type=names, default=["fp32"], metavar="P", help="fp32, fp16, int8, or several")
     parser.add_argument("--data", metavar="KIND:PATH", help="pictures to calibrate with; needed for int8")
-    parser.add_argument("--calibration-images", type=int, metavar="N", help="how many of them (default 300)")
+    parser.add_argument("--calibration-images", type=int, default=300, metavar="N",
+                        help="how many of them (default 300)")  # fmt: skip
     parser.add_argument("-o", "--out", default="bundles", metavar="DIR", help="folder of the bundles (default bundles)")
     parser.add_argument("--preprocess", metavar="NAME|TOML", help="how pictures become the input: imagenet, cifar10, "
                         "digits, unit, letterbox, imagenet-stretch, or a TOML file")  # fmt: skip
@@ -29,7 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input-size", type=image_size, metavar="SIZE", help="SIZE or HEIGHTxWIDTH, where it is open")
     parser.add_argument("--name", help="name of the bundles (default: the source's)")
     parser.add_argument("--classes", metavar="FILE", help="class names, one a line")
-    parser.add_argument("--ranges", default="mse", help="range method: mse, minmax, percentile, entropy (default mse)")
+    parser.add_argument("--ranges", default="mse", metavar="M", help="range method: mse, minmax, percentile, entropy, "
+                        "moving_average; auto: for each tensor the one measured best (default mse)")  # fmt: skip
+    parser.add_argument("--max-drop", type=float, metavar="POINTS", help="leave as many layers in float as it takes to "
+                        "lose at most so many points on --val-data, e.g. 0.5")  # fmt: skip
+    parser.add_argument("--val-data", metavar="KIND:PATH", help="pictures to measure the loss on, best with labels")
+    parser.add_argument("--time-budget", type=float, metavar="S", help="time limit of the search for each target")
+    parser.add_argument("--method", default="default", help="default, or long: learn the rounding of weights (minutes)")
     parser.add_argument("--no-equalize", action="store_true", help="calibrate the network's channels as they are")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="time limit of a native converter")
     parser.add_argument("--force", action="store_true", help="convert again what is finished already")
@@ -39,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert, prove parity, print the bundles."""
-    from edgevision.pipeline.convert import CALIBRATION_IMAGES, ConvertOptions, convert
+    from edgevision.pipeline.convert import ConvertOptions, convert
 
     bundles = convert(
         options.source,
@@ -52,27 +59,58 @@ def run(options: argparse.Namespace) -> int:
         input_size=options.input_size,
         name=options.name,
         classes=read_lines(options.classes) if options.classes else None,
-        model_arguments={"width": options.width} if options.width else None,
+        model_arguments=None if options.width is None else {"width": options.width},
+        val_data=options.val_data,
         options=ConvertOptions(
-            calibration_images=options.calibration_images or CALIBRATION_IMAGES,
+            calibration_images=options.calibration_images,
             ranges=options.ranges,
             equalize=not options.no_equalize,
+            method=options.method,
             timeout_s=options.timeout,
             force=options.force,
+            max_drop=options.max_drop,
+            time_budget_s=options.time_budget,
         ),
     )
+    warnings = _warnings(bundles)
+    for finding in warnings:
+        print(f"edgevision convert: {finding['severity']}: {finding['message']}", file=sys.stderr)
     checks = [None if options.no_verify else _verify(bundle) for bundle in bundles]
     if options.json:
-        print_json({"bundles": [_row(bundle, check) for bundle, check in zip(bundles, checks, strict=True)]})
+        rows = [_row(bundle, check) for bundle, check in zip(bundles, checks, strict=True)]
+        print_json({"bundles": rows, "warnings": warnings})
     else:
         _print(bundles, checks)
+        for bundle in bundles:
+            _print_search(bundle)
     if options.explain:
         _explain(bundles, sys.stderr if options.json else sys.stdout)
     failed = [bundle for bundle, check in zip(bundles, checks, strict=True) if check is not None and not check.passed]
     for bundle in failed:
         hint = f"edgevision verify {bundle.path} --layers"
         print(f"edgevision convert: {bundle.path} misses its parity thresholds; see {hint}", file=sys.stderr)
-    return 3 if failed else 0
+    beyond = [bundle for bundle in bundles if not _search(bundle).get("met", True)]
+    for bundle in beyond:
+        found = _search(bundle)
+        told = f"{bundle.path} loses {found['drop']:.2f} points; at most {found['max_drop']:g} were allowed"
+        why = "" if found["complete"] else ": the time budget ended the search, and the same command goes on with it"
+        print(f"edgevision convert: {told}{why}", file=sys.stderr)
+    return 3 if failed or beyond else 0
+
+
+def _warnings(bundles: list[Bundle]) -> list[dict[str, str]]:
+    """What the calibration found doubtful; bundles of one calibration share it."""
+    found = [finding for bundle in bundles for finding in _calibration(bundle).get("findings", [])]
+    return [finding for index, finding in enumerate(found) if finding not in found[:index]]
+
+
+def _calibration(bundle: Bundle) -> dict[str, Any]:
+    return dict(bundle.manifest.provenance.get("calibration", {}))
+
+
+def _search(bundle: Bundle) -> dict[str, Any]:
+    """What the precision search found; empty where there was none."""
+    return dict(_calibration(bundle).get("search", {}))
 
 
 def _verify(bundle: Bundle) -> Verification | None:
@@ -94,6 +132,7 @@ def _row(bundle: Bundle, check: Verification | None) -> dict[str, Any]:
         "verified": None if check is None else check.passed,
         "cosine": None if check is None else check.fp32.cosine,
         "sqnr_db": None if check is None else check.fp32.sqnr_db,
+        "search": _search(bundle) or None,
     }
 
 
@@ -103,8 +142,27 @@ def _print(bundles: list[Bundle], checks: list[Verification | None]) -> None:
         verdict = ("on the device", "", "") if check is None else (
             "holds" if check.passed else "FAILS", f"{check.fp32.cosine:.5f}", f"{check.fp32.sqnr_db:.1f}"
         )  # fmt: skip
-        rows.append((str(bundle.path), f"{bundle.engine_bytes / 1e6:.2f}", *verdict))
-    print_table(("bundle", "MB", "parity", "cosine", "SQNR dB"), rows)
+        rows.append((str(bundle.path), f"{bundle.engine_bytes / 1e3:.0f}", *verdict))
+    print_table(("bundle", "kB", "parity", "cosine", "SQNR dB"), rows)
+
+
+def _print_search(bundle: Bundle) -> None:
+    found = _search(bundle)
+    if not found:
+        return
+    print(
+        f"\n{bundle.path}: loses {found['drop']:.2f} points of {found['measure']} on {found['pictures']} pictures "
+        f"(all-int8 {found['int8_drop']:.2f}, limit {found['max_drop']:g}); {len(found['float_nodes'])} layers "
+        f"in float, {found['tried']} plans tried" + ("" if found["complete"] else ", ended by the time budget")
+    )
+    times = {"this plan": "latency_ms", "all-int8": "int8_latency_ms", "FP32": "fp32_latency_ms"}
+    measured = [f"{label} {found[key]:.3f} ms" for label, key in times.items() if found[key] is not None]
+    if measured:
+        print(f"  {found['engine']}, one thread, least of many: {', '.join(measured)}")
+    costs = found["cost_ms"]
+    if found["float_nodes"]:
+        rows = [(node, f"{costs[node]:+.3f}" if node in costs else "") for node in found["float_nodes"]]
+        print_table(("  layer in float", "costs ms"), [(f"  {node}", cost) for node, cost in rows])
 
 
 def _explain(bundles: list[Bundle], stream: Any) -> None:

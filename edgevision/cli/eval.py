@@ -35,6 +35,8 @@ def run(options: argparse.Namespace) -> int:
         print_json(found)
     else:
         for key, value in found.items():
-            if value is not None:
-                print(f"{key:<14} {value}")
+            if value is None or value == {}:
+                continue
+            text = ", ".join(f"{part:.4f}" for part in value) if isinstance(value, list) else value
+            print(f"{key:<14} {text:.4f}" if isinstance(text, float) else f"{key:<14} {text}")
     return 0

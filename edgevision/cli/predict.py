@@ -42,7 +42,8 @@ def run(options: argparse.Namespace) -> int:
             else:
                 print(path)
                 for name, value in result.to_dict()["outputs"].items():
-                    print(f"  {name}: {value['shape']} {value['min']:.4g} … {value['max']:.4g}")
+                    low, high = ("?" if value[key] is None else f"{value[key]:.4g}" for key in ("min", "max"))
+                    print(f"  {name}: {value['shape']} {low} … {high}")
     if failures:
         raise type(failures[0])("; ".join(str(error) for error in failures))
     return 0

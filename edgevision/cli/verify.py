@@ -46,7 +46,8 @@ def _print(answer: dict[str, Any]) -> None:
             demanded = found["thresholds"]
             limits = "" if demanded is None else f"cosine {demanded['cosine']:.4f}, {demanded['sqnr_db']:.1f} dB"
             rows.append((label, f"{found['cosine']:.6f}", f"{found['sqnr_db']:.1f}", agreement,
-                         f"{found['max_difference']:.4g}", limits))  # fmt: skip
+                         "NaN" if found["max_difference"] is None else f"{found['max_difference']:.4g}",
+                         limits))  # fmt: skip
     print_table(("against", "cosine", "SQNR dB", "top-1", "max diff", "demanded"), rows)
     if "layers" in answer:
         print_table(

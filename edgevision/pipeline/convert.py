@@ -14,13 +14,17 @@ from edgevision.bundle import GOLDEN, PLAN, SUFFIX, Bundle, Manifest, golden_byt
 from edgevision.data import batches, open_dataset
 from edgevision.data.base import Dataset, Subset, evenly_spaced
 from edgevision.dependencies import require
-from edgevision.errors import BundleError, CalibrationError, UsageError
-from edgevision.files import sha256_bytes
+from edgevision.errors import BundleError, CalibrationError, EdgeVisionError, OutputError, UsageError
+from edgevision.files import ensure_writable, sha256_bytes
+from edgevision.pipeline.data_care import preprocess_findings
 from edgevision.pipeline.golden import float_thresholds, golden_pixels, quantized_thresholds, run_graph
 from edgevision.pipeline.preprocessing import fit_preprocess
+from edgevision.pipeline.quantize import open_trained, reconstructed, trained_source
+from edgevision.pipeline.sensitivity import open_validation, search_precision
 from edgevision.pipeline.workspace import Workspace, digest_of, digest_of_samples
 from edgevision.preprocess import Preprocess
 from edgevision.progress import Progress, track
+from edgevision.registry import unknown_name
 from edgevision.runtime.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -29,10 +33,15 @@ if TYPE_CHECKING:
     from edgevision.checkpoint import Checkpoint
     from edgevision.graph import Graph
     from edgevision_calibration.plan import QuantPlan
+    from edgevision_calibration.qat.model import QuantizedModel
     from edgevision_calibration.table import CalibrationTable
     from edgevision_converters.export import Source
+    from edgevision_converters.target import EngineFiles
 
 CALIBRATION_IMAGES = 300
+# packages whose version decides what a target's converter writes
+_CONVERTER_PACKAGES = {"openvino": ("openvino",), "ncnn": ("pnnx", "ncnn")}
+CONVERT_METHODS = ("default", "long")
 
 
 @dataclass(frozen=True)
@@ -41,10 +50,15 @@ class ConvertOptions:
 
     Attributes:
         calibration_images: pictures the ranges are taken from, spread evenly over the data.
-        ranges: range method: ``mse``, ``minmax``, ``percentile`` or ``entropy``.
+        ranges: range method: ``mse``, ``minmax``, ``percentile``, ``entropy``, ``moving_average``, or ``auto`` for the
+            one that serves each tensor best, measured.
         equalize: balance the ranges of channels before calibration.
         timeout_s: how long a native converter may take, seconds.
         force: convert again what is finished already.
+        max_drop: for ``int8``: leave as many layers in float as it takes to lose at most so many points (0..100) on
+            the validation data; None quantizes all that the target can.
+        time_budget_s: how long that search may take for each target, seconds; None for no limit.
+        method: for ``int8``: ``default``, or ``long`` to learn the rounding of weights block by block (minutes).
     """
 
     calibration_images: int = CALIBRATION_IMAGES
@@ -52,12 +66,21 @@ class ConvertOptions:
     equalize: bool = True
     timeout_s: float = 600.0
     force: bool = False
+    max_drop: float | None = None
+    time_budget_s: float | None = None
+    method: str = "default"
 
     def __post_init__(self) -> None:
         if self.calibration_images < 1:
             raise UsageError(f"calibration images must be 1 or more; got {self.calibration_images}")
         if self.timeout_s <= 0:
             raise UsageError(f"the time limit must be above 0 seconds; got {self.timeout_s}")
+        if self.max_drop is not None and not self.max_drop >= 0:
+            raise UsageError(f"the greatest loss must be 0 points or more; got {self.max_drop}")
+        if self.time_budget_s is not None and not self.time_budget_s > 0:
+            raise UsageError(f"the time budget must be above 0 seconds; got {self.time_budget_s}")
+        if self.method not in CONVERT_METHODS:
+            raise UsageError(unknown_name("method", self.method, CONVERT_METHODS))
 
 
 def convert(
@@ -73,6 +96,7 @@ def convert(
     name: str | None = None,
     classes: Sequence[str] | None = None,
     model_arguments: Mapping[str, Any] | None = None,
+    val_data: str | Path | Dataset | None = None,
     options: ConvertOptions | None = None,
 ) -> list[Bundle]:
     """Convert a model to bundles, one for each target and precision.
@@ -91,6 +115,7 @@ def convert(
         name: name of the bundles; by default the source's.
         classes: class names by index; by default the source's, else the data set's where their number fits.
         model_arguments: further arguments of the zoo's builder, e.g. ``{"width": 0.5}``.
+        val_data: pictures, best with labels, to measure the loss on, where ``options.max_drop`` limits it.
         options: see `ConvertOptions`.
 
     Raises:
@@ -101,11 +126,47 @@ def convert(
         ConversionError: a native converter failed.
         OutputError: ``out`` cannot be written.
     """
-    from edgevision_converters.export import open_source
-    from edgevision_converters.target import check_precision
-
     precisions = [precision] if isinstance(precision, str) else list(dict.fromkeys(precision))
     targets = list(dict.fromkeys(targets))
+    job = open_job(
+        source,
+        targets=targets,
+        precisions=precisions,
+        data=data,
+        out=out,
+        preprocess=preprocess,
+        weights=weights,
+        input_size=input_size,
+        name=name,
+        classes=classes,
+        model_arguments=model_arguments,
+        val_data=val_data,
+        options=options,
+    )
+    work = [(target, wanted) for wanted in precisions for target in targets]
+    return [job.bundle(target, wanted) for target, wanted in track(work, "convert", len(work))]
+
+
+def open_job(
+    source: str | Path | nn.Module | Checkpoint | Graph,
+    *,
+    targets: Sequence[str],
+    precisions: Sequence[str],
+    data: str | Path | Dataset | None = None,
+    out: str | Path = "bundles",
+    preprocess: str | Path | Preprocess | None = None,
+    weights: str | Path | None = None,
+    input_size: tuple[int, int] | None = None,
+    name: str | None = None,
+    classes: Sequence[str] | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    val_data: str | Path | Dataset | None = None,
+    options: ConvertOptions | None = None,
+) -> Job:
+    """Check what was asked for and read the model; see `convert` for the arguments and what is raised."""
+    from edgevision_converters.target import check_precision
+
+    options = options or ConvertOptions()
     if not targets or not precisions:
         raise UsageError("name at least one target and one precision, e.g. --targets openvino,ncnn --precision int8")
     for target in targets:
@@ -113,33 +174,46 @@ def convert(
             check_precision(target, wanted)
     require("onnx", purpose="convert models")
     require("onnxruntime", purpose="convert models", extra="convert")
+    from edgevision_converters.export import open_source
+
     dataset = None if data is None else open_dataset(data, split="train")
-    if "int8" in precisions and dataset is None:
+    trained = open_trained(source)
+    if "int8" in precisions and dataset is None and trained is None:
         raise CalibrationError("int8 needs pictures to calibrate with: give --data KIND:PATH, e.g. --data photos/")
     if dataset is not None and not len(dataset):
         raise CalibrationError(f"{dataset.name} holds no pictures to calibrate with: give --data a folder that does")
-    with Progress("read the model"):
-        opened = open_source(
-            source,
-            weights=weights,
-            input_size=input_size,
-            model_arguments=model_arguments,
-            **({} if not classes else {"num_classes": len(classes)} if weights else {}),
+    if trained is not None and options.max_drop is not None:
+        raise UsageError(
+            "a net trained for integers keeps the layers it was trained with: leave --max-drop out, or convert the "
+            "float Checkpoint it was trained from"
         )
-    job = _Job(
+    ensure_writable(out)
+    with Progress("read the model"):
+        opened = (
+            trained_source(trained)
+            if trained is not None
+            else open_source(
+                source,
+                weights=weights,
+                input_size=input_size,
+                model_arguments=model_arguments,
+                **({} if not classes else {"num_classes": len(classes)} if weights else {}),
+            )
+        )
+    return Job(
         opened,
         name or opened.name,
         fit_preprocess(preprocess, opened.preprocess, opened.graph),
         dataset,
         _classes(opened, classes, dataset),
         Path(out),
-        options or ConvertOptions(),
+        options,
+        open_validation(val_data, options.max_drop),
+        trained,
     )
-    work = [(target, wanted) for wanted in precisions for target in targets]
-    return [job.bundle(target, wanted) for target, wanted in track(work, "convert", len(work))]
 
 
-class _Job:
+class Job:
     """One model on its way to several bundles: what they share is made once."""
 
     def __init__(
@@ -151,26 +225,31 @@ class _Job:
         classes: tuple[str, ...],
         out: Path,
         options: ConvertOptions,
+        validation: Dataset | None = None,
+        trained: QuantizedModel | None = None,
     ) -> None:
         self.source = source
+        self.trained = trained
         self.name = name
         self.preprocess = preprocess
         self.classes = classes
         self.out = out
         self.options = options
+        self.validation = validation
         self.workspace = Workspace(out)
         self.samples = None if dataset is None else evenly_spaced(dataset, options.calibration_images)
         self.pixels = golden_pixels(self.samples, preprocess)
         self._samples_digest = digest_of(self.pixels.tobytes().hex()[:64]) if self.samples is None else ""
         self._calibrated: tuple[Graph, CalibrationTable] | None = None
+        self._ranges: dict[str, dict[str, str]] = {}
+        self._plans: dict[str, QuantPlan] = {}
         self._golden_outputs: dict[str, Any] | None = None
 
     def bundle(self, target: str, precision: str) -> Bundle:
         """The bundle of one target and precision, reused where it is finished already."""
         plan, graph = None, self.source.graph
         if precision == "int8":
-            graph, table = self._calibration()
-            plan = self._plan(graph, table, target)
+            graph, plan = self._quantized(target)
         recipe = self._recipe(target, precision, graph, plan)
         path = self.out / f"{self.name}-{target}-{precision}{SUFFIX}"
         if not self.options.force and (finished := _finished(path, recipe)) is not None:
@@ -182,11 +261,8 @@ class _Job:
 
     def _make(self, target: str, precision: str, graph: Graph, plan: QuantPlan | None, recipe: str) -> Bundle:
         from edgevision_converters.qdq import quantize_dequantize
-        from edgevision_converters.target import CONVERTERS, ConversionRequest
 
-        with tempfile.TemporaryDirectory(prefix="edgevision-") as workdir:
-            request = ConversionRequest(graph, precision, plan, Path(workdir), self.options.timeout_s)
-            made = CONVERTERS.resolve(target)(request)
+        made = self._engine_files(target, precision, graph, plan)
         feed = self._feed()
         groups = {"pixels": {graph.input_name: self.pixels}, "outputs": self._outputs()}
         thresholds = {"fp32": float_thresholds(precision)}
@@ -214,14 +290,29 @@ class _Job:
                 "source": self.source.description,
                 "graph_sha256": graph.sha256,
                 "recipe": recipe,
-                "calibration": {} if plan is None else dict(plan.calibration),
+                "calibration": {} if plan is None else {**plan.calibration, "findings": self._findings()},
                 "explanation": {**(plan.float_ops if plan is not None else {}), **made.explanation},
-                "versions": {**_versions(), **made.versions},
+                "versions": {**_versions(target), **made.versions},
             },
         )
         return Bundle(manifest, files)
 
-    def _calibration(self) -> tuple[Graph, CalibrationTable]:
+    def _engine_files(self, target: str, precision: str, graph: Graph, plan: QuantPlan | None) -> EngineFiles:
+        from edgevision_converters.target import CONVERTERS, ConversionRequest
+
+        try:
+            with tempfile.TemporaryDirectory(prefix="edgevision-") as workdir:
+                request = ConversionRequest(graph, precision, plan, Path(workdir), self.options.timeout_s)
+                made: EngineFiles = CONVERTERS.resolve(target)(request)
+                return made
+        except OSError as error:
+            if isinstance(error, EdgeVisionError):
+                raise
+            raise OutputError(
+                f"cannot write working files for {target}: {error}; make room, or set TMPDIR to a folder that has it"
+            ) from error
+
+    def calibration(self) -> tuple[Graph, CalibrationTable]:
         """The treated graph and what was observed on it, from the workspace where it is there already."""
         if self._calibrated is not None:
             return self._calibrated
@@ -241,27 +332,87 @@ class _Job:
         return found
 
     def _calibrate(self, samples: Subset) -> tuple[Graph, CalibrationTable]:
+        from edgevision_calibration.diagnostics import PictureWatch, diagnose
         from edgevision_calibration.equalization import equalize
         from edgevision_calibration.observe import observe
 
-        def pictures(chosen: Subset, label: str) -> Any:
-            feed = (batch for batch, _ in batches(chosen, self.preprocess, 1))
-            return track(feed, label, len(chosen))
-
         graph = self.source.graph
         if self.options.equalize:
-            few = evenly_spaced(samples, min(32, len(samples)))
-            graph = equalize(graph, pictures(few, "equalize")).graph
+            few = evenly_spaced(samples, min(64, len(samples)))
+            graph = equalize(graph, self._pictures(few, "equalize")).graph
+        watch = PictureWatch()
         table = observe(
-            graph, pictures(samples, "calibrate"), preprocess_digest=self.preprocess.digest, source=samples.name
+            graph,
+            watch.watch(self._pictures(samples, "calibrate")),
+            preprocess_digest=self.preprocess.digest,
+            source=samples.name,
         )
+        findings = diagnose(table, graph, watch)
+        findings += preprocess_findings(self.source.graph, self.source.task, self.preprocess, samples)
+        table.findings = [finding.to_dict() for finding in findings]
         return graph, table
 
-    def _plan(self, graph: Graph, table: CalibrationTable, target: str) -> QuantPlan:
+    def _pictures(self, chosen: Subset, label: str) -> Any:
+        feed = (batch for batch, _ in batches(chosen, self.preprocess, 1))
+        return track(feed, label, len(chosen))
+
+    def few_pictures(self, count: int) -> list[Any]:
+        """``count`` preprocessed calibration pictures, or all there are, float32 ``[1, C, H, W]`` each."""
+        assert self.samples is not None
+        return [batch for batch, _ in batches(evenly_spaced(self.samples, count), self.preprocess, 1)]
+
+    def _quantized(self, target: str) -> tuple[Graph, QuantPlan]:
+        """The graph that is converted to int8 and its plan."""
+        if self.trained is not None:
+            return self.trained.graph, self.trained.plan_for(target)
+        graph, _ = self.calibration()
+        plan = self._final_plan(target)
+        return reconstructed(self, graph, plan) if self.options.method == "long" else (graph, plan)
+
+    def _final_plan(self, target: str) -> QuantPlan:
+        """The plan that is converted: `plan`, or what the precision search makes of it."""
+        if self.options.max_drop is None or self.validation is None:
+            return self.plan(target)
+        return search_precision(
+            self,
+            target,
+            self.validation,
+            max_drop=self.options.max_drop,
+            time_budget_s=self.options.time_budget_s,
+        )
+
+    def plan(self, target: str, keep_float: Mapping[str, str] | None = None) -> QuantPlan:
+        """The plan for a target; ``keep_float``: node → why it stays in float."""
         from edgevision_calibration.planning import make_plan
         from edgevision_calibration.scheme import scheme_for
 
-        return make_plan(graph, table, scheme_for(target), ranges=self.options.ranges)
+        if not keep_float and target in self._plans:
+            return self._plans[target]
+        graph, table = self.calibration()
+        made = make_plan(graph, table, scheme_for(target), ranges=self._ranges_for(target), keep_float=keep_float)
+        if not keep_float:
+            self._plans[target] = made
+        return made
+
+    def _ranges_for(self, target: str) -> str | dict[str, str]:
+        """The range method, or each tensor's own where it is to be chosen."""
+        if self.options.ranges != "auto":
+            return self.options.ranges
+        if target not in self._ranges:
+            from edgevision_calibration.ranges.auto import PICTURES, choose_ranges
+            from edgevision_calibration.scheme import scheme_for
+
+            graph, table = self.calibration()
+            with Progress(f"choose ranges for {target}"):
+                choices = choose_ranges(graph, table, scheme_for(target), self.few_pictures(PICTURES))
+            self._ranges[target] = {name: choice.method for name, choice in choices.items()}
+        return self._ranges[target]
+
+    def trial(self, engine: str, plan: QuantPlan | None) -> Bundle:
+        """An unsaved bundle of a plan, or of the model in FP32, for an engine."""
+        if plan is None:
+            return self._make(engine, "fp32", self.source.graph, None, "trial")
+        return self._make(engine, "int8", self.calibration()[0], plan, "trial")
 
     def _feed(self) -> Any:
         import numpy as np
@@ -279,6 +430,9 @@ class _Job:
             for name, value in self._outputs().items()
         )
 
+    def _findings(self) -> list[dict[str, str]]:
+        return [] if self._calibrated is None else self._calibrated[1].findings
+
     def _recipe(self, target: str, precision: str, graph: Graph, plan: QuantPlan | None) -> str:
         """Digest of everything that decides the bundle's content."""
         return digest_of(
@@ -291,7 +445,7 @@ class _Job:
             self.source.task,
             self.classes,
             sha256_bytes(self.pixels.tobytes()),
-            _versions(),
+            _versions(target),
         )
 
 
@@ -322,9 +476,10 @@ def _classes(source: Source, given: Sequence[str] | None, dataset: Dataset | Non
     return ()
 
 
-def _versions() -> dict[str, str]:
+def _versions(target: str) -> dict[str, str]:
+    """Versions of what decides a bundle's content: another converter makes another bundle."""
     versions = {"edgevision": __version__}
-    for package in ("onnx", "onnxruntime"):
+    for package in ("onnx", "onnxruntime", *_CONVERTER_PACKAGES.get(target, ())):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -1,0 +1,94 @@
+"""``edgevision quantize``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from edgevision.cli.output import image_size, print_json, print_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("source", metavar="SOURCE", help="an ONNX file, a Checkpoint folder or a name of the zoo")
+    parser.add_argument("--data", required=True, metavar="KIND:PATH", help="pictures; labels are not needed")
+    parser.add_argument("--method", default="qat", help="qat, long, default, or report: the ranges of RepVGG blocks "
+                        "before and after they are fused and equalized (default qat)")  # fmt: skip
+    parser.add_argument("-o", "--out", metavar="DIR", help="folder of the quantized network, a SOURCE for convert")
+    parser.add_argument("--target", default="onnxruntime", help="whose integers are trained for (default onnxruntime)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of qat (default 10)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="of qat (default 32)")
+    parser.add_argument("--lr", type=float, default=0.01, help="of qat, in quantization steps (default 0.01)")
+    parser.add_argument(
+        "--step-lr", type=float, default=1e-4, help="of qat, of the steps themselves; 0: observed ranges"
+    )
+    parser.add_argument("--val-data", metavar="KIND:PATH", help="pictures to measure on")
+    parser.add_argument("--calibration-images", type=int, default=300, metavar="N", help="how many (default 300)")
+    parser.add_argument("--preprocess", metavar="NAME|TOML", help="where the source does not say")
+    parser.add_argument("--weights", metavar="FILE", help="weights of a zoo network (.safetensors, .pt, .pth)")
+    parser.add_argument("--width", type=float, help="width multiplier of a zoo network")
+    parser.add_argument("--input-size", type=image_size, metavar="SIZE", help="SIZE or HEIGHTxWIDTH, where it is open")
+    parser.add_argument("--ranges", default="mse", metavar="M", help="range method to begin with (default mse)")
+    parser.add_argument("--no-equalize", action="store_true", help="quantize the network's channels as they are")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--restart", action="store_true", help="start over, whatever the folder holds")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Quantize and print what it cost, or print the report of RepVGG blocks."""
+    from edgevision.errors import UsageError
+    from edgevision.pipeline.quantize import QuantizeOptions, quantize
+
+    if options.method == "report":
+        return _report(options)
+    if options.out is None:
+        raise UsageError("where should the quantized network go? Give -o DIR")
+    model = quantize(
+        options.source,
+        data=options.data,
+        out=options.out,
+        target=options.target,
+        val_data=options.val_data,
+        preprocess=options.preprocess,
+        weights=options.weights,
+        input_size=options.input_size,
+        model_arguments={"width": options.width} if options.width else None,
+        options=QuantizeOptions(
+            method=options.method,
+            calibration_images=options.calibration_images,
+            ranges=options.ranges,
+            equalize=not options.no_equalize,
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            lr=options.lr,
+            step_lr=options.step_lr,
+            seed=options.seed,
+            restart=options.restart,
+        ),
+    )
+    if options.json:
+        print_json({"path": options.out, "method": model.method, "target": options.target, "metrics": model.metrics})
+    else:
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in model.metrics.items())
+        print(f"{options.out}: {model.method} for {options.target}" + (f": {metrics}" if metrics else ""))
+        print(f"next: edgevision convert {options.out} --precision int8 --data {options.data}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from edgevision.pipeline.quantize import reparameterization_report
+
+    rows: list[dict[str, Any]] = reparameterization_report(
+        options.source, data=options.data, weights=options.weights, preprocess=options.preprocess
+    )
+    if options.json:
+        print_json({"blocks": rows})
+    elif not rows:
+        print("no blocks to fuse")
+    else:
+        print_table(tuple(rows[0]), [tuple(_cell(value) for value in row.values()) for row in rows])
+    return 0
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

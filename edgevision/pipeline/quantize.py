@@ -1,0 +1,399 @@
+"""`quantize`: a network made ready for INT8 before it is converted, by training where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevision import __version__
+from edgevision.data import batches, open_dataset
+from edgevision.data.base import Dataset, evenly_spaced
+from edgevision.dependencies import require
+from edgevision.errors import CalibrationError, UsageError
+from edgevision.files import write_text
+from edgevision.pipeline.preprocessing import fit_preprocess
+from edgevision.pipeline.workspace import digest_of, digest_of_samples
+from edgevision.preprocess import Preprocess
+from edgevision.progress import Progress, track
+from edgevision.registry import unknown_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgevision.checkpoint import Checkpoint
+    from edgevision.graph import Graph
+    from edgevision.pipeline.convert import Job as ConvertJob
+    from edgevision_calibration.plan import QuantPlan
+    from edgevision_calibration.qat.model import QuantizedModel
+    from edgevision_calibration.qat.train import QatConfig, QatData
+    from edgevision_converters.export import Source
+
+METHODS = ("default", "long", "qat")
+# pictures that are looked at for equalization, as `convert` does
+_EQUALIZE_PICTURES = 32
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How `quantize` works, besides what it quantizes.
+
+    Attributes:
+        method: ``default`` (calibration alone), ``long`` (rounding learned block by block) or ``qat``.
+        calibration_images: pictures the ranges are taken from, spread evenly over the data.
+        ranges: range method.
+        equalize: balance the ranges of channels first.
+        epochs: of ``qat``; None for 10.
+        batch_size: of ``qat``.
+        lr: of ``qat``: weights, in units of their quantization steps.
+        step_lr: of ``qat``: quantization steps, relative to them; 0 keeps the observed ranges.
+        seed: of ``long`` and ``qat``.
+        augment: of ``qat``: crop and flip pictures as the recipe of their kind of data does.
+        restart: start over, whatever the folder holds.
+    """
+
+    method: str = "qat"
+    calibration_images: int = 300
+    ranges: str = "mse"
+    equalize: bool = True
+    epochs: int | None = None
+    batch_size: int = 32
+    lr: float = 0.01
+    step_lr: float = 1e-4
+    seed: int = 0
+    augment: bool = False
+    restart: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(unknown_name("method", self.method, METHODS))
+        if self.calibration_images < 1:
+            raise UsageError(f"calibration images must be 1 or more; got {self.calibration_images}")
+
+
+def quantize(
+    source: str | Path | nn.Module | Checkpoint | Graph,
+    *,
+    data: str | Path | Dataset,
+    out: str | Path,
+    target: str = "onnxruntime",
+    val_data: str | Path | Dataset | None = None,
+    preprocess: str | Path | Preprocess | None = None,
+    weights: str | Path | None = None,
+    input_size: tuple[int, int] | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    options: QuantizeOptions | None = None,
+) -> QuantizedModel:
+    """Quantize a network for one target and keep it as a folder that `convert` takes as its source.
+
+    It lowers to that target exactly as it was made, and to the others by the same ranges in their schemes. A call
+    on a finished folder returns what is there; training that was interrupted goes on from its last epoch.
+
+    Args:
+        source: an ONNX file, a Checkpoint folder, a zoo name, a torch module, a Checkpoint or a canonical graph.
+        data: pictures; labels are not needed, the float network is the teacher.
+        out: the folder.
+        target: whose scheme is trained for.
+        val_data: pictures to measure on; by default the data's test part, or every tenth picture where it is not
+            divided, which is then not trained on.
+        preprocess: where the source does not say.
+        weights: weight file, for a zoo name.
+        input_size: height and width, for sources that leave them open.
+        model_arguments: further arguments of the zoo's builder.
+        options: see `QuantizeOptions`.
+
+    Raises:
+        UsageError: a target, method or preprocess that does not exist or is missing.
+        ModelError: the model cannot be used.
+        CalibrationError: no pictures.
+        TrainingError: training diverged, or the folder is another run's.
+        OutputError: ``out`` cannot be written.
+    """
+    from edgevision_calibration.scheme import scheme_for
+    from edgevision_converters.export import open_source
+
+    options = options or QuantizeOptions()
+    scheme_for(target)
+    require("onnxruntime", purpose="calibrate models", extra="convert")
+    if options.method != "default":
+        require("torch", purpose="learn roundings and ranges")
+    training, validation = _parts(data, val_data)
+    with Progress("read the model"):
+        opened = open_source(source, weights=weights, input_size=input_size, model_arguments=model_arguments)
+    fitted = fit_preprocess(preprocess, opened.preprocess, opened.graph)
+    job = _Job(opened, fitted, training, validation, Path(out), target, options)
+    return job.run()
+
+
+def _parts(data: str | Path | Dataset, val_data: str | Path | Dataset | None) -> tuple[Dataset, Dataset]:
+    """Pictures to train and to validate on."""
+    from edgevision.data.base import Subset
+
+    training = open_dataset(data, split="train")
+    if not len(training):
+        raise CalibrationError(f"{training.name} holds no pictures: give --data a folder that does")
+    if val_data is not None:
+        return training, open_dataset(val_data, split="test")
+    if isinstance(data, (str, Path)) and len(open_dataset(data, split=None)) != len(training):
+        return training, open_dataset(data, split="test")
+    spared = range(9, len(training), 10) or range(len(training))
+    kept = [index for index in range(len(training)) if index % 10 != 9]
+    return Subset(training, kept), Subset(training, list(spared))
+
+
+@dataclass
+class _Job:
+    """One call of `quantize`, with its parts resolved."""
+
+    source: Source
+    preprocess: Preprocess
+    training: Dataset
+    validation: Dataset
+    out: Path
+    target: str
+    options: QuantizeOptions
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> QuantizedModel:
+        from edgevision.training.folder import RunFolder
+        from edgevision_calibration.qat.model import QuantizedModel
+
+        folder = RunFolder(self.out)
+        folder.claim(self._identity(), resume=not self.options.restart)
+        if folder.finished.exists():
+            return QuantizedModel.open(self.out)
+        graph, plan = self._calibrated()
+        if self.options.method == "long":
+            from edgevision_calibration.reconstruction import ReconstructionConfig, reconstruct
+
+            config = ReconstructionConfig(seed=self.options.seed)
+            pictures = (batch for batch, _ in batches(self._calibration_set(), self.preprocess, 1))
+            graph, plan = reconstruct(graph, plan, pictures, config=config)
+        elif self.options.method == "qat":
+            graph, plan = self._train(graph, plan, folder.state)
+        model = QuantizedModel(
+            name=self.source.name,
+            graph=graph,
+            plan=plan,
+            table=self._observe(graph),
+            preprocess=self.preprocess,
+            method=self.options.method,
+            classes=self.source.classes,
+            task=self.source.task,
+            description=f"{self.source.description}, quantized by {self.options.method} for {self.target}",
+            metrics=self.metrics,
+        )
+        model.save(self.out)
+        folder.finish({"method": self.options.method, "metrics": self.metrics})
+        return model
+
+    def _identity(self) -> dict[str, Any]:
+        """What makes two calls the same run."""
+        options = {name: value for name, value in vars(self.options).items() if name != "restart"}
+        return {
+            "quantize": options,
+            "target": self.target,
+            "graph_sha256": self.source.graph.sha256,
+            "preprocess": self.preprocess.to_dict(),
+            "data": digest_of_samples(evenly_spaced(self.training, min(64, len(self.training)))),
+            "pictures": len(self.training),
+            "version": __version__,
+        }
+
+    def _calibration_set(self) -> Dataset:
+        return evenly_spaced(self.training, min(self.options.calibration_images, len(self.training)))
+
+    def _observe(self, graph: Graph) -> Any:
+        from edgevision_calibration.observe import observe
+
+        chosen = self._calibration_set()
+        pictures = track((batch for batch, _ in batches(chosen, self.preprocess, 1)), "calibrate", len(chosen))
+        return observe(graph, pictures, preprocess_digest=self.preprocess.digest, source=chosen.name)
+
+    def _calibrated(self) -> tuple[Graph, QuantPlan]:
+        """The treated graph and the plan that learning begins with."""
+        from edgevision_calibration.equalization import equalize
+        from edgevision_calibration.planning import make_plan
+        from edgevision_calibration.scheme import scheme_for
+
+        graph = self.source.graph
+        if self.options.equalize:
+            few = evenly_spaced(self._calibration_set(), min(_EQUALIZE_PICTURES, len(self._calibration_set())))
+            graph = equalize(graph, (batch for batch, _ in batches(few, self.preprocess, 1))).graph
+        return graph, make_plan(graph, self._observe(graph), scheme_for(self.target), ranges=self.options.ranges)
+
+    def _train(self, graph: Graph, plan: QuantPlan, state: Path) -> tuple[Graph, QuantPlan]:
+        from edgevision_calibration.qat.train import QatConfig, train_quantized
+
+        options = self.options
+        config = QatConfig(
+            epochs=10 if options.epochs is None else options.epochs,
+            batch_size=min(options.batch_size, len(self.training)),
+            lr=options.lr,
+            step_lr=options.step_lr,
+            seed=options.seed,
+        )
+        from edgevision.training.config import recipe_for
+
+        recipe = recipe_for(self.training.name, input_size=max(self.preprocess.size))
+        with _threads(recipe.threads):
+            result = train_quantized(
+                graph, plan, self._pictures(config), config=config,
+                classification=self.source.task == "classification", state=state,
+            )  # fmt: skip
+        self.metrics = result.metrics
+        return result.graph, result.plan
+
+    def _pictures(self, config: QatConfig) -> QatData:
+        """Batches in an order, and with crops and flips, that follow from the seed and the epoch."""
+        from edgevision.training.augment import Augment
+        from edgevision.training.config import recipe_for
+        from edgevision.training.source import ImageSource, epoch_plan
+        from edgevision_calibration.qat.train import QatData
+
+        size = max(self.preprocess.size)
+        recipe = replace(recipe_for(self.training.name, input_size=size), seed=config.seed, erasing=0.0)
+        augment = Augment(recipe)
+        training = ImageSource(_Unlabelled(self.training), self.preprocess)
+        validation = ImageSource(_Unlabelled(self.validation), self.preprocess)
+        for source in (training, validation):
+            source.fill_cache("reading pictures")
+
+        def normalized(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+            flat = pixels[..., 0] if self.preprocess.channels == 1 else pixels
+            return np.stack([self.preprocess.normalize(picture) for picture in flat])
+
+        def epoch(number: int) -> Iterator[npt.NDArray[np.float32]]:
+            for indices in epoch_plan(config.seed, number, len(training), config.batch_size):
+                pixels = training.pixels(indices)
+                yield normalized(augment(pixels, indices, number) if self.options.augment else pixels)
+
+        def validate() -> Iterable[npt.NDArray[np.float32]]:
+            for start in range(0, len(validation), config.batch_size):
+                yield validation.inputs(np.arange(start, min(start + config.batch_size, len(validation))))
+
+        return QatData(epoch, len(training) // config.batch_size, validate)
+
+
+def reparameterization_report(
+    source: str | Path | nn.Module | Checkpoint,
+    *,
+    data: str | Path | Dataset,
+    weights: str | Path | None = None,
+    preprocess: str | Path | Preprocess | None = None,
+) -> list[dict[str, Any]]:
+    """The RepVGG blocks of a network: proof of their fusion, ranges before and after it and after equalization.
+
+    Args:
+        source: a Checkpoint folder, a zoo name with ``weights``, a torch module or a Checkpoint.
+        data: pictures; 32 of them are used.
+        weights: weight file, for a zoo name.
+        preprocess: where the source does not say.
+
+    Returns:
+        one row per block, see `edgevision_calibration.qat.report.BlockReport`; none for a network without any.
+
+    Raises:
+        UsageError: a source whose branches are gone, as those of an ONNX file are.
+    """
+    require("torch", purpose="look into networks")
+    from edgevision_calibration.qat.report import report_blocks
+    from edgevision_converters.export import open_source
+
+    model = _module(source, weights)
+    opened = open_source(source, weights=weights)
+    fitted = fit_preprocess(preprocess, opened.preprocess, opened.graph)
+    chosen = evenly_spaced(open_dataset(data, split="train"), 32)
+    pictures = [batch for batch, _ in batches(chosen, fitted, 1)]
+    return [dict(vars(row)) for row in report_blocks(model, opened.graph, pictures)]
+
+
+def _module(source: str | Path | nn.Module | Checkpoint, weights: str | Path | None) -> nn.Module:
+    """The network with its branches, in eval mode."""
+    from torch import nn
+
+    from edgevision.checkpoint import Checkpoint, is_checkpoint
+    from edgevision.models import MODELS, create_model
+
+    if isinstance(source, nn.Module):
+        return source.eval()
+    if isinstance(source, Checkpoint):
+        return source.build()
+    if is_checkpoint(source):
+        return Checkpoint.open(source).build()
+    if weights is not None and str(source) in MODELS:
+        from edgevision.models.weights import load_weights
+
+        model = create_model(str(source))
+        load_weights(model, weights)
+        return model.eval()
+    raise UsageError(f"{source}: the report needs branches to look at: a Checkpoint folder, or a zoo name with weights")
+
+
+def open_trained(source: object) -> QuantizedModel | None:
+    """The quantized model in a folder that `quantize` made; None for any other source of a conversion."""
+    from edgevision_calibration.qat.model import QuantizedModel, is_quantized_model
+
+    if isinstance(source, QuantizedModel):
+        return source
+    return QuantizedModel.open(str(source)) if is_quantized_model(source) else None
+
+
+def trained_source(model: QuantizedModel) -> Source:
+    """A quantized model as the source of a conversion."""
+    from edgevision_converters.export import Source
+
+    return Source(model.graph, model.name, model.preprocess, model.classes, model.task, model.description)
+
+
+def reconstructed(job: ConvertJob, graph: Graph, plan: QuantPlan) -> tuple[Graph, QuantPlan]:
+    """A graph and plan after the long method, from the workspace where an earlier call left them."""
+    from edgevision.graph import Graph
+    from edgevision_calibration.plan import QuantPlan
+    from edgevision_calibration.reconstruction import ReconstructionConfig, reconstruct
+
+    config = ReconstructionConfig()
+    folder = job.workspace.root / "long" / digest_of(graph.sha256, plan.to_json(), vars(config), __version__)
+    if (folder / "plan.json").exists():
+        found, learned = Graph.open(folder / "graph.onnx"), QuantPlan.from_json((folder / "plan.json").read_bytes())
+        if found.sha256 == learned.graph_sha256:
+            return found, learned
+    result = reconstruct(graph, plan, job.few_pictures(config.pictures), config=config)
+    result[0].save(folder / "graph.onnx")
+    # the plan comes last: where it is, the graph is whole
+    write_text(folder / "plan.json", result[1].to_json())
+    return result
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch compute with ``count`` threads; None leaves its own setting."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Unlabelled:
+    """A data set whose labels nobody looks at: self-distillation needs none."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.name = dataset.name
+        self.classes = dataset.classes
+        self.labels = np.zeros(len(dataset), np.int64)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
