@@ -331,7 +331,7 @@ def test_a_read_only_output_folder_as_any_user(house, tmp_path, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("edgevision.files.tempfile.mkstemp", refuse)
+    monkeypatch.setattr(Path, "touch", refuse)
     told = refused(convert(house.model, tmp_path / "out"))
     assert "Read-only file system; choose another folder with -o" in told
 
