@@ -50,17 +50,18 @@ class ReconstructionConfig:
         crop: height and width of the crops that early blocks learn on, in pixels of their input.
         rounding_rate: learning rate of the rounding logits.
         bias_rate: of biases, in hundredths of about an output's deviation.
-        step_rate: of activation steps, relative to them.
+        step_rate: of activation steps, relative to them. The ranges that calibration chose are kept by default: on
+            MobileNetV2 blocks that learned them as well answered worse as a whole.
         seed: of the order and the crops.
     """
 
-    pictures: int = 128
+    pictures: int = 100
     steps: int = 100
     batch: int = 8
-    crop: int = 16
+    crop: int = 14
     rounding_rate: float = 0.02
-    bias_rate: float = 0.02
-    step_rate: float = 0.001
+    bias_rate: float = 0.002
+    step_rate: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
