@@ -179,6 +179,7 @@ class _Job:
         model = QuantizedModel(
             name=self.source.name,
             graph=graph,
+            original=self.source.graph,
             plan=plan,
             table=self._observe(graph),
             preprocess=self.preprocess,
@@ -345,10 +346,10 @@ def open_trained(source: object) -> QuantizedModel | None:
 
 
 def trained_source(model: QuantizedModel) -> Source:
-    """A quantized model as the source of a conversion."""
+    """The FP32 network of a quantized model as the source of a conversion: what its bundles are compared with."""
     from edgevision_converters.export import Source
 
-    return Source(model.graph, model.name, model.preprocess, model.classes, model.task, model.description)
+    return Source(model.original, model.name, model.preprocess, model.classes, model.task, model.description)
 
 
 def reconstructed(job: ConvertJob, graph: Graph, plan: QuantPlan) -> tuple[Graph, QuantPlan]:

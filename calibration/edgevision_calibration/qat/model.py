@@ -4,6 +4,7 @@
 
     quantized.json    schema version, name, task, classes, preprocess, method, metrics, hash of the graph
     graph.onnx        the canonical graph; quantized weights lie on their grid
+    original.onnx     the FP32 network it was made from, which its bundles are compared with
     plan.json         the plan of the target it was made for
     table/            what was observed on the graph, for the tensors that other targets quantize besides
 """
@@ -26,7 +27,7 @@ from edgevision_calibration.scheme import scheme_for
 from edgevision_calibration.table import CalibrationTable
 
 SCHEMA_VERSION = 1
-DESCRIPTION, GRAPH, PLAN, TABLE = "quantized.json", "graph.onnx", "plan.json", "table"
+DESCRIPTION, GRAPH, ORIGINAL, PLAN, TABLE = "quantized.json", "graph.onnx", "original.onnx", "plan.json", "table"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class QuantizedModel:
     Attributes:
         name: a short name, for files.
         graph: canonical graph; quantized weights lie on their grid.
+        original: canonical graph of the FP32 network it was made from.
         plan: of the target it was made for.
         table: statistics of the graph's activations.
         preprocess: how pictures become its input.
@@ -48,6 +50,7 @@ class QuantizedModel:
 
     name: str
     graph: Graph
+    original: Graph
     plan: QuantPlan
     table: CalibrationTable
     preprocess: Preprocess
@@ -100,6 +103,7 @@ class QuantizedModel:
         """
         folder = Path(path)
         self.graph.save(folder / GRAPH)
+        self.original.save(folder / ORIGINAL)
         write_text(folder / PLAN, self.plan.to_json())
         self.table.save(folder / TABLE)
         values = {
@@ -113,6 +117,7 @@ class QuantizedModel:
             "description": self.description,
             "metrics": dict(self.metrics),
             "graph_sha256": self.graph.sha256,
+            "original_sha256": self.original.sha256,
         }
         write_json(folder / DESCRIPTION, values)
         return folder
@@ -123,19 +128,21 @@ class QuantizedModel:
 
         Raises:
             CheckpointError: the folder is incomplete, damaged or of a newer version.
-            ModelError: graph.onnx is missing or damaged.
+            ModelError: graph.onnx or original.onnx is missing or damaged.
             CalibrationError: plan or table are damaged.
         """
         folder = Path(path)
         values = _read_description(folder)
-        graph = Graph.open(folder / GRAPH)
+        graph, original = Graph.open(folder / GRAPH), Graph.open(folder / ORIGINAL)
         try:
-            if graph.sha256 != values["graph_sha256"]:
-                raise CheckpointError(f"{folder / GRAPH}: changed since it was saved; copy the whole folder again")
+            for name, opened, key in ((GRAPH, graph, "graph_sha256"), (ORIGINAL, original, "original_sha256")):
+                if opened.sha256 != values[key]:
+                    raise CheckpointError(f"{folder / name}: changed since it was saved; copy the whole folder again")
             plan = QuantPlan.from_json((folder / PLAN).read_bytes())
             return cls(
                 name=str(values["name"]),
                 graph=graph,
+                original=original,
                 plan=plan,
                 table=CalibrationTable.open(folder / TABLE),
                 preprocess=Preprocess.from_dict(values["preprocess"]),
