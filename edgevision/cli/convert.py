@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from edgevision.cli.output import image_size, names, print_json, print_table, read_lines
+from edgevision.cli.output import names, print_json, print_table, read_lines
+from edgevision.cli.source import add_source_arguments, source_arguments
 
 if TYPE_CHECKING:
     from edgevision.bundle import Bundle
@@ -15,19 +16,12 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("source", metavar="SOURCE", help="an ONNX file, a Checkpoint folder or a name of the zoo")
+    add_source_arguments(parser)
     parser.add_argument("--targets", type=names, default=["onnxruntime", "openvino", "ncnn", "tensorrt"], metavar="A,B",
                         help="onnxruntime, openvino, ncnn, tensorrt (default: all)")  # fmt: skip
     parser.add_argument("--precision", type=names, default=["fp32"], metavar="P", help="fp32, fp16, int8, or several")
     parser.add_argument("--data", metavar="KIND:PATH", help="pictures to calibrate with; needed for int8")
-    parser.add_argument("--calibration-images", type=int, default=300, metavar="N",
-                        help="how many of them (default 300)")  # fmt: skip
     parser.add_argument("-o", "--out", default="bundles", metavar="DIR", help="folder of the bundles (default bundles)")
-    parser.add_argument("--preprocess", metavar="NAME|TOML", help="how pictures become the input: imagenet, cifar10, "
-                        "digits, unit, letterbox, imagenet-stretch, or a TOML file")  # fmt: skip
-    parser.add_argument("--weights", metavar="FILE", help="weights of a zoo network (.safetensors, .pt, .pth)")
-    parser.add_argument("--width", type=float, help="width multiplier of a zoo network")
-    parser.add_argument("--input-size", type=image_size, metavar="SIZE", help="SIZE or HEIGHTxWIDTH, where it is open")
     parser.add_argument("--name", help="name of the bundles (default: the source's)")
     parser.add_argument("--classes", metavar="FILE", help="class names, one a line")
     parser.add_argument("--ranges", default="mse", metavar="M", help="range method: mse, minmax, percentile, entropy, "
@@ -37,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--val-data", metavar="KIND:PATH", help="pictures to measure the loss on, best with labels")
     parser.add_argument("--time-budget", type=float, metavar="S", help="time limit of the search for each target")
     parser.add_argument("--method", default="default", help="default, or long: learn the rounding of weights (minutes)")
-    parser.add_argument("--no-equalize", action="store_true", help="calibrate the network's channels as they are")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="time limit of a native converter")
     parser.add_argument("--force", action="store_true", help="convert again what is finished already")
     parser.add_argument("--no-verify", action="store_true", help="leave the parity check out")
@@ -54,12 +47,9 @@ def run(options: argparse.Namespace) -> int:
         precision=options.precision,
         data=options.data,
         out=options.out,
-        preprocess=options.preprocess,
-        weights=options.weights,
-        input_size=options.input_size,
+        **source_arguments(options),
         name=options.name,
         classes=read_lines(options.classes) if options.classes else None,
-        model_arguments=None if options.width is None else {"width": options.width},
         val_data=options.val_data,
         options=ConvertOptions(
             calibration_images=options.calibration_images,

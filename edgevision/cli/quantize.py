@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from edgevision.cli.output import image_size, print_json, print_table
+from edgevision.cli.output import print_json, print_table
+from edgevision.cli.source import add_source_arguments, source_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("source", metavar="SOURCE", help="an ONNX file, a Checkpoint folder or a name of the zoo")
+    add_source_arguments(parser)
     parser.add_argument("--data", required=True, metavar="KIND:PATH", help="pictures; labels are not needed")
     parser.add_argument("--method", default="qat", help="qat, long, default, or report: the ranges of RepVGG blocks "
                         "before and after they are fused and equalized (default qat)")  # fmt: skip
@@ -23,13 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--step-lr", type=float, default=1e-4, help="of qat, of the steps themselves; 0: observed ranges"
     )
     parser.add_argument("--val-data", metavar="KIND:PATH", help="pictures to measure on")
-    parser.add_argument("--calibration-images", type=int, default=300, metavar="N", help="how many (default 300)")
-    parser.add_argument("--preprocess", metavar="NAME|TOML", help="where the source does not say")
-    parser.add_argument("--weights", metavar="FILE", help="weights of a zoo network (.safetensors, .pt, .pth)")
-    parser.add_argument("--width", type=float, help="width multiplier of a zoo network")
-    parser.add_argument("--input-size", type=image_size, metavar="SIZE", help="SIZE or HEIGHTxWIDTH, where it is open")
     parser.add_argument("--ranges", default="mse", metavar="M", help="range method to begin with (default mse)")
-    parser.add_argument("--no-equalize", action="store_true", help="quantize the network's channels as they are")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--restart", action="store_true", help="start over, whatever the folder holds")
 
@@ -49,10 +44,7 @@ def run(options: argparse.Namespace) -> int:
         out=options.out,
         target=options.target,
         val_data=options.val_data,
-        preprocess=options.preprocess,
-        weights=options.weights,
-        input_size=options.input_size,
-        model_arguments={"width": options.width} if options.width else None,
+        **source_arguments(options),
         options=QuantizeOptions(
             method=options.method,
             calibration_images=options.calibration_images,

@@ -5,28 +5,22 @@ from __future__ import annotations
 import argparse
 import sys
 
-from edgevision.cli.output import image_size, print_json, print_table, read_lines
+from edgevision.cli.output import print_json, print_table, read_lines
+from edgevision.cli.source import add_source_arguments, source_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("source", metavar="SOURCE", help="an ONNX file, a Checkpoint folder or a name of the zoo")
+    add_source_arguments(parser)
     parser.add_argument("--target", default="onnxruntime", metavar="T",
                         help="engine whose INT8 is examined: onnxruntime, openvino, ncnn, tensorrt "
                         "(default onnxruntime)")  # fmt: skip
     parser.add_argument("--data", required=True, metavar="KIND:PATH", help="pictures to calibrate and to measure with")
     parser.add_argument("--pictures", type=int, metavar="N", help="how many the layers are measured on (default 16)")
-    parser.add_argument("--calibration-images", type=int, default=300, metavar="N", help="pictures the ranges are "
-                        "taken from (default 300)")  # fmt: skip
     parser.add_argument("-o", "--out", metavar="DIR", help="write the ranking (JSON, CSV, SVG) here; the calibration "
                         "is kept here as well")  # fmt: skip
-    parser.add_argument("--preprocess", metavar="NAME|TOML", help="how pictures become the input")
-    parser.add_argument("--weights", metavar="FILE", help="weights of a zoo network (.safetensors, .pt, .pth)")
-    parser.add_argument("--width", type=float, help="width multiplier of a zoo network")
-    parser.add_argument("--input-size", type=image_size, metavar="SIZE", help="SIZE or HEIGHTxWIDTH, where it is open")
     parser.add_argument("--classes", metavar="FILE", help="class names, one a line")
     parser.add_argument("--ranges", default="mse", help="range method, as in convert (default mse)")
-    parser.add_argument("--no-equalize", action="store_true", help="examine the network's channels as they are")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -43,11 +37,8 @@ def run(options: argparse.Namespace) -> int:
             data=options.data,
             pictures=options.pictures,
             out=options.out or scratch,
-            preprocess=options.preprocess,
-            weights=options.weights,
-            input_size=options.input_size,
+            **source_arguments(options),
             classes=read_lines(options.classes) if options.classes else None,
-            model_arguments=None if options.width is None else {"width": options.width},
             options=ConvertOptions(
                 calibration_images=options.calibration_images,
                 ranges=options.ranges,
