@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,3 +13,8 @@ def data_root() -> Path:
     if not root:
         pytest.skip("EDGEVISION_DATA is not set: the real images and weights are not here")
     return Path(root)
+
+
+def pytest_configure() -> None:
+    # a run started in the background ignores Ctrl-C, and so would the child processes whose Ctrl-C is tested
+    signal.signal(signal.SIGINT, signal.default_int_handler)
