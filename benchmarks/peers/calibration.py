@@ -88,7 +88,7 @@ def main() -> None:
     if options.child:
         print(json.dumps(calibrate(options.child[0], options.child[1], int(options.child[2]))))
         return
-    if not DATA.is_dir():
+    if not (DATA / "weights").is_dir():
         sys.exit("EDGEVISION_DATA must name the folder with imagenet-mini and weights")
     from edgevision_converters.export import open_source
 
