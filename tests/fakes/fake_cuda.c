@@ -41,7 +41,12 @@ int fake_alive(void) {
     return alive;
 }
 
+/* one call at a time, as far as what is counted goes: the callers are threads that hold no lock of their own */
+static void leave(pthread_mutex_t **held) { pthread_mutex_unlock(*held); }
+
 #define ENTER(needs_context)                                          \
+    __attribute__((cleanup(leave))) pthread_mutex_t *held = &lock;    \
+    pthread_mutex_lock(held);                                         \
     if (!state.initialized) return NOT_INITIALIZED;                   \
     if (failing[0] && !strcmp(failing, __func__)) return failing_code; \
     if ((needs_context) && depth == 0) return INVALID_CONTEXT;
@@ -142,11 +147,9 @@ int cuMemcpyHtoDAsync_v2(uint64_t device, const void *host, size_t bytes, void *
 int cuMemcpyDtoHAsync_v2(void *host, uint64_t device, size_t bytes, void *stream) {
     ENTER(1)
     if (!stream || !inside((char *)(uintptr_t)device, bytes)) return INVALID_VALUE;
-    pthread_mutex_lock(&lock);
     int i = 0;
     while (i < MOST && copies[i].stream) i++;
     if (i < MOST) copies[i] = (Copy){stream, host, (char *)(uintptr_t)device, bytes};
-    pthread_mutex_unlock(&lock);
     return i < MOST ? 0 : OUT_OF_MEMORY;
 }
 int cuStreamCreate(void **stream, unsigned flags) {
@@ -158,13 +161,11 @@ int cuStreamCreate(void **stream, unsigned flags) {
 }
 int cuStreamSynchronize(void *stream) {
     ENTER(1)
-    pthread_mutex_lock(&lock);
     for (int i = 0; i < MOST; i++)
         if (copies[i].stream == stream) {
             memcpy(copies[i].host, copies[i].device, copies[i].bytes);
             copies[i] = (Copy){0};
         }
-    pthread_mutex_unlock(&lock);
     return 0;
 }
 int cuStreamDestroy_v2(void *stream) { ENTER(1) free(stream); state.streams--; return 0; }
