@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,21 +17,7 @@ from hypothesis import strategies as st
 
 from edgevision.errors import OutputError
 from edgevision.files import atomic_path, sha256_bytes, sha256_file, write_bytes, write_json, write_text
-
-
-@contextmanager
-def tmpfs(folder: Path, options: str):
-    """A small file system of its own; skips where this process may not mount one."""
-    folder.mkdir()
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("only root on Linux can mount a small disk")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small disk: {mounted.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+from tests.disks import tmpfs
 
 
 def only(folder: Path) -> list[str]:

@@ -239,7 +239,6 @@ class Job:
         self.workspace = Workspace(out)
         self.samples = None if dataset is None else evenly_spaced(dataset, options.calibration_images)
         self.pixels = golden_pixels(self.samples, preprocess)
-        self._samples_digest = digest_of(self.pixels.tobytes().hex()[:64]) if self.samples is None else ""
         self._calibrated: tuple[Graph, CalibrationTable] | None = None
         self._ranges: dict[str, dict[str, str]] = {}
         self._plans: dict[str, QuantPlan] = {}

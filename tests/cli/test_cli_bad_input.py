@@ -6,8 +6,6 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgevision.bundle import Bundle
 from tests.cli.conftest import Outcome, call
 from tests.conformance.nets import SIZE, save_net, tiny_net, write_pictures
+from tests.disks import tmpfs
 
 
 def refused(outcome: Outcome, code: int = 1) -> str:
@@ -305,20 +304,6 @@ def test_a_file_in_the_way_of_the_output(house, tmp_path):
 
 def test_a_name_too_long_for_the_disk(house, tmp_path):
     assert "File name too long" in refused(convert(house.model, tmp_path / "out", "--name", "n" * 300))
-
-
-@contextmanager
-def tmpfs(folder: Path, options: str):
-    folder.mkdir()
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("only root on Linux can mount a small disk")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small disk: {mounted.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_read_only_output_folder(house, tmp_path):
