@@ -11,10 +11,8 @@ from edgevision.errors import ModelError
 from edgevision_converters.passes.editor import Array, Editor, attribute
 from edgevision_converters.passes.numerics import run
 from edgevision_converters.passes.shapes import Shape, static_shapes
+from edgevision_converters.passes.validate import RANDOM
 
-_RANDOM = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
-)
 # A constant that grows beyond this when computed (an Expand, a Tile) is cheaper to compute than to ship: 32 MiB.
 _MOST_ELEMENTS = 8 << 20
 
@@ -76,7 +74,7 @@ def _fold_nodes(editor: Editor, shapes: dict[str, Shape]) -> bool:
 
 
 def _foldable(editor: Editor, node: NodeProto, shapes: dict[str, Shape]) -> bool:
-    if node.op_type in _RANDOM or any(entry.HasField("g") for entry in node.attribute):
+    if node.op_type in RANDOM or any(entry.HasField("g") for entry in node.attribute):
         return False
     if any(editor.is_output(name) for name in node.output):
         return False  # an output of the graph needs a node

@@ -22,13 +22,17 @@ _QUANTIZED = frozenset(
     }
 )
 _COLOURS = (1, 3, 4)
+# no two runs of such a model agree, so that nothing could be proved of it
+RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
 
 
 def check_ops(model: ModelProto, label: str) -> None:
-    """Refuse quantized models, foreign ops and control flow.
+    """Refuse quantized models, foreign ops, random numbers and control flow.
 
     Raises:
-        ModelError: the model is quantized already.
+        ModelError: the model is quantized already, or draws random numbers.
         UnsupportedOpError: an op outside the ONNX standard, or with a graph inside; names op, node and domain.
     """
     opset = opset_of(model)
@@ -38,6 +42,11 @@ def check_ops(model: ModelProto, label: str) -> None:
             raise ModelError(
                 f"{label}: the model is quantized already ({node.op_type} at {where}); give the float model it was "
                 "made from: every target gets its own quantization"
+            )
+        if node.op_type in RANDOM:
+            raise ModelError(
+                f"{label}: the model draws random numbers ({node.op_type} at {where}), so that no two runs agree; export "
+                "it in eval mode, without noise"
             )
         if node.domain not in _STANDARD:
             raise UnsupportedOpError(
