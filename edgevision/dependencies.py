@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -15,6 +16,7 @@ EXTRA_OF: dict[str, str] = {
     "ncnn": "ncnn",
     "tensorrt": "tensorrt",
     "torch": "train",
+    "torch_pruning": "train",
     "sklearn": "train",
     "safetensors": "convert",
     "onnx": "convert",
@@ -43,6 +45,8 @@ def require(module: str, *, purpose: str, extra: str | None = None) -> ModuleTyp
     package = f'"edgevision[{extra}]"' if extra else top
     if find_spec(top) is None:
         raise MissingDependencyError(f"{top} is needed to {purpose}: pip install {package}")
+    if top == "openvino":
+        _silence_openvino()
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -53,6 +57,14 @@ def require(module: str, *, purpose: str, extra: str | None = None) -> ModuleTyp
             f"{top} is needed to {purpose}; it is installed and cannot be imported ({told}): "
             f"pip install --force-reinstall {package}"
         ) from error
+
+
+def _silence_openvino() -> None:
+    """Keep OpenVINO from reporting its use over the network: it takes its own stub where the reporter is absent.
+
+    EdgeVision sends nothing anywhere, and on a board without a network each report waits for its time-out.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def is_interrupt(error: BaseException | None) -> bool:
