@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,22 +14,26 @@ import numpy.typing as npt
 from edgevision.dependencies import require
 from edgevision.errors import CalibrationError, ModelError
 from edgevision.graph import Graph
-from edgevision_calibration.table import CalibrationTable
+from edgevision_calibration.probe import Probe, Reading
+from edgevision_calibration.table import SAMPLES, CalibrationTable
 
 # clipping activations fold into the range of the tensor before them
 CLIPPING_OPS = frozenset({"Relu", "Clip"})
+# pictures that run at once: each more takes the memory of a run
+_MOST_AT_ONCE = 4
 
 
 def observed_tensors(graph: Graph) -> list[str]:
     """Names of the float activations any target may quantize.
 
-    All of them, but for those that nothing but a Relu or Clip reads: engines fold these into the op before.
+    All of them, but for those that nothing but one Relu or Clip reads: engines fold it into the op before. Two of
+    them, beside or behind each other, cannot both be folded, so that the tensor between is there to be quantized.
     """
     names = [graph.input_name]
     for node in graph.nodes:
         for name in node.output:
             readers = graph.consumers.get(name, [])
-            clipped = bool(readers) and all(reader.op_type in CLIPPING_OPS for reader in readers)
+            clipped = len(readers) == 1 and readers[0].op_type in CLIPPING_OPS and node.op_type not in CLIPPING_OPS
             if name and not (clipped and name not in graph.output_names):
                 names.append(name)
     return [name for name in dict.fromkeys(names) if len(graph.shapes.get(name, ())) >= 2]
@@ -66,6 +73,41 @@ def open_session(model: bytes, *, threads: int = 0, optimize: bool = True) -> An
         raise ModelError(f"ONNX Runtime refuses the graph: {error}") from error
 
 
+def run_probe(
+    probe: Probe, input_name: str, batches: Iterable[npt.NDArray[np.float32]], *, threads: int = 0
+) -> Iterator[tuple[npt.NDArray[np.float32], Iterator[Reading]]]:
+    """Run every batch and hand it on with what ``probe`` reads of it, in their order.
+
+    Several batches run side by side on one thread each: where all threads join in each layer of one picture they
+    wait for each other for a quarter of the time.
+
+    Args:
+        probe: what to read.
+        input_name: the graph's input.
+        batches: preprocessed pictures, float32 ``[B, C, H, W]`` each.
+        threads: how many batches run at once; 0 for as many as there are cores, but no more than 4.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the graph.
+    """
+    session = open_session(probe.model, threads=1)
+    at_once = threads or min(_usable_cores(), _MOST_AT_ONCE)
+    waiting: deque[tuple[npt.NDArray[np.float32], Future[Any]]] = deque()
+    with ThreadPoolExecutor(at_once) as pool:
+        for batch in batches:
+            waiting.append((batch, pool.submit(session.run, probe.outputs, {input_name: batch})))
+            if len(waiting) > at_once:
+                done, future = waiting.popleft()
+                yield done, probe.read(done, future.result())
+        while waiting:
+            done, future = waiting.popleft()
+            yield done, probe.read(done, future.result())
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def observe(
     graph: Graph,
     batches: Iterable[npt.NDArray[np.float32]],
@@ -83,20 +125,16 @@ def observe(
         batches: preprocessed pictures, float32 ``[B, C, H, W]`` each.
         preprocess_digest: hash of their preprocess, kept for provenance.
         source: what they are, kept for provenance.
-        threads: ONNX Runtime's threads; 0 for all cores.
+        threads: pictures that run at once, a thread each; 0 for all cores, up to 4.
 
     Raises:
         CalibrationError: no pictures, or an activation is NaN or infinite.
     """
-    names = observed_tensors(graph)
-    inner = [name for name in names if name != graph.input_name]
-    session = open_session(expose(graph, inner), threads=threads)
+    probe = Probe(graph, observed_tensors(graph), values=SAMPLES)
     table = CalibrationTable(graph.sha256, preprocess_digest, source=source)
-    for batch in batches:
-        activations = dict(zip(inner, session.run(inner, {graph.input_name: batch}), strict=True))
-        if graph.input_name in names:
-            activations[graph.input_name] = batch
-        table.update(activations)
+    for batch, readings in run_probe(probe, graph.input_name, batches, threads=threads):
+        for reading in readings:
+            table.update(*reading)
         table.images += len(batch)
     if table.images == 0:
         raise CalibrationError("there are no calibration images: give --data a folder or data set that holds some")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgevision.errors import CalibrationError
 from edgevision_calibration.scheme import QuantScheme, scheme_for
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,13 @@ class QuantPlan:
     graph_sha256: str
     calibration: Mapping[str, Any] = field(default_factory=dict)
     biases: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    def reads_rounded(self, node: NodeProto, position: int) -> bool:
+        """Whether a node reads an input of its in rounded form, rather than in float."""
+        if node.input[position] not in self.activations:
+            return False
+        on_integers = len(node.input) > 1 and node.input[1] in self.weights and node.name not in self.float_ops
+        return (position == 0 and on_integers) or not self.scheme.layers_round_alone
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` reads it back exactly."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from edgevision.graph import Graph, attributes
 from edgevision_calibration.bias_correction import corrected_biases
+from edgevision_calibration.mixed_precision import precise_layers, stem_layers
 from edgevision_calibration.observe import CLIPPING_OPS
 from edgevision_calibration.plan import ActivationQuant, QuantPlan
 from edgevision_calibration.ranges import range_method
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # ops whose output lies on the grid of their input, so both must share one scale
 _GRID_KEEPING_OPS = frozenset({"MaxPool", "Concat"})
+_STEM_REASON = "so few channels run as fast in float"
 
 
 def make_plan(
@@ -33,6 +35,7 @@ def make_plan(
     ranges: str | Mapping[str, str] = "mse",
     keep_float: Mapping[str, str] | None = None,
     bias_correction: bool = True,
+    precise: bool = True,
 ) -> QuantPlan:
     """Choose scales for every tensor that ``scheme`` wants in integers.
 
@@ -44,23 +47,21 @@ def make_plan(
             `edgevision_calibration.ranges.auto.choose_ranges` finds them; tensors without one take ``mse``.
         keep_float: node name → why the user or a search keeps it in float.
         bias_correction: whether biases take back what rounding the weights does to the mean of an output.
+        precise: whether the few layers that cost most accuracy for the time they save stay in float, see
+            `edgevision_calibration.mixed_precision.precise_layers`.
 
     Raises:
         UsageError: no such range method.
         CalibrationError: a tensor was not observed.
     """
-    float_ops = dict(keep_float or {})
+    float_ops = {**dict.fromkeys(_stem(graph, scheme), _STEM_REASON), **(keep_float or {})}
     compute = [node for node in graph.nodes if _takes_integers(graph, node, scheme, float_ops)]
-    groups = _shared_scales(quantized_tensors(graph, compute, scheme, float_ops), graph, scheme)
-    activations: dict[str, ActivationQuant] = {}
-    for group in groups:
-        low, high = 0.0, 0.0
-        for name in group:
-            tensor_low, tensor_high = range_method(ranges, name)(table[name].histogram, symmetric=scheme.symmetric)
-            low, high = min(low, tensor_low), max(high, tensor_high)
-        low, high = _within_clips(graph, group, low, high)
-        quant = activation_quant(low, high, scheme)
-        activations.update(dict.fromkeys(group, quant))
+    chosen = _Ranges(graph, table, scheme, ranges)
+    if precise and table.noise_gains:
+        for name, share in _precise(graph, table, scheme, compute, float_ops, chosen).items():
+            float_ops[name] = f"its integers would make {share:.0%} of the outputs' noise for little of the time"
+        compute = [node for node in compute if node.name not in float_ops]
+    activations = chosen.of(quantized_tensors(graph, compute, scheme, float_ops))
     weights = {}
     for node in compute:
         weights[node.input[1]] = weight_scales(graph, node, scheme, activations[node.input[0]].scale)
@@ -79,6 +80,63 @@ def make_plan(
         },
     )
     return replace(plan, biases=corrected_biases(graph, plan, table)) if bias_correction else plan
+
+
+class _Ranges:
+    """The scale of every tensor, each histogram looked at once."""
+
+    def __init__(
+        self, graph: Graph, table: CalibrationTable, scheme: QuantScheme, ranges: str | Mapping[str, str]
+    ) -> None:
+        self.graph = graph
+        self.table = table
+        self.scheme = scheme
+        self.ranges = ranges
+        self._found: dict[str, tuple[float, float]] = {}
+
+    def of(self, names: list[str]) -> dict[str, ActivationQuant]:
+        """Scales of ``names``; those that must share one do."""
+        activations: dict[str, ActivationQuant] = {}
+        for group in _shared_scales(names, self.graph, self.scheme):
+            low, high = 0.0, 0.0
+            for name in group:
+                tensor_low, tensor_high = self._range(name)
+                low, high = min(low, tensor_low), max(high, tensor_high)
+            low, high = _within_clips(self.graph, group, low, high)
+            activations.update(dict.fromkeys(group, activation_quant(low, high, self.scheme)))
+        return activations
+
+    def _range(self, name: str) -> tuple[float, float]:
+        if name not in self._found:
+            method = range_method(self.ranges, name)
+            self._found[name] = method(self.table[name].histogram, symmetric=self.scheme.symmetric)
+        return self._found[name]
+
+
+def _stem(graph: Graph, scheme: QuantScheme) -> list[str]:
+    """Layers of the stem that stay in float; none where no layer would be left to run on integers."""
+    names = stem_layers(graph) if scheme.float_stem else []
+    others = [node for node in graph.nodes if node.op_type in scheme.compute_ops and node.name not in names]
+    return names if others else []
+
+
+def _precise(
+    graph: Graph,
+    table: CalibrationTable,
+    scheme: QuantScheme,
+    compute: list[NodeProto],
+    float_ops: Mapping[str, str],
+    ranges: _Ranges,
+) -> dict[str, float]:
+    """Layers that stay in float for accuracy → share of the noise that goes."""
+
+    def quantized(names: Collection[str]) -> list[str]:
+        left = [node for node in compute if node.name not in names]
+        return quantized_tensors(graph, left, scheme, {**float_ops, **dict.fromkeys(names, "")})
+
+    steps = ranges.of(quantized(()))
+    noise = {name: table.noise_gains.get(name, 0.0) * quant.scale**2 / 12 for name, quant in steps.items()}
+    return precise_layers(graph, compute, noise, quantized)
 
 
 def _takes_integers(graph: Graph, node: NodeProto, scheme: QuantScheme, float_ops: dict[str, str]) -> bool:
@@ -136,7 +194,25 @@ def quantized_tensors(
         if node.op_type in scheme.integer_ops & _GRID_KEEPING_OPS and node.output[0] in quantized:
             quantized.update(data_inputs(graph, node))
     order = [graph.input_name, *(name for node in graph.nodes for name in node.output)]
-    return [name for name in order if name in quantized]
+    return _useful([name for name in order if name in quantized], graph, compute, scheme)
+
+
+def _useful(names: list[str], graph: Graph, compute: Iterable[NodeProto], scheme: QuantScheme) -> list[str]:
+    """Tensors without those that no integer op makes (`compute`'s outputs) and none reads: they would round for
+    nothing."""
+    layers = {node.name for node in compute}
+    useful = {node.input[0] for node in compute}
+    if scheme.quantize_outputs:
+        useful.update(name for node in compute if (name := activated(graph, node)) is not None)
+    for node in reversed(graph.nodes):
+        # an op between two layers is worth its integers where somebody wants them
+        if node.op_type in scheme.integer_ops and node.name not in layers and _made(graph, node) & useful:
+            useful.update(data_inputs(graph, node))
+    return [name for name in names if name in useful]
+
+
+def _made(graph: Graph, node: NodeProto) -> set[str]:
+    return {name for name in (str(node.output[0]), activated(graph, node)) if name is not None}
 
 
 def data_inputs(graph: Graph, node: NodeProto) -> list[str]:

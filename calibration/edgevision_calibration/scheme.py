@@ -24,6 +24,11 @@ class QuantScheme:
         quantize_bias: whether biases are stored as int32 with scale ``s_activation · s_weight``.
         weights_as_float: whether weights stay float32 behind QuantizeLinear → DequantizeLinear in the file
             (else int8 behind DequantizeLinear).
+        weight_per_group: whether a grouped convolution has one weight scale per group rather than per channel.
+        layers_round_alone: whether a layer rounds its input for itself, so that other readers of the same tensor
+            get it in float (else they all get the rounded one).
+        float_stem: whether the first layers, of few channels, stay in float because that is as quick, see
+            `edgevision_calibration.mixed_precision.stem_layers`.
     """
 
     target: str
@@ -35,6 +40,9 @@ class QuantScheme:
     depthwise: bool
     quantize_bias: bool
     weights_as_float: bool = False
+    weight_per_group: bool = False
+    layers_round_alone: bool = False
+    float_stem: bool = False
 
     @property
     def symmetric(self) -> bool:
@@ -61,6 +69,7 @@ SCHEMES: dict[str, QuantScheme] = {
         quantize_outputs=True,
         depthwise=True,
         quantize_bias=True,
+        float_stem=True,
     ),
     # OpenVINO reads Q/DQ as FakeQuantize and propagates it itself; additions are fused into the convolution
     # before them in float, so only the inputs of compute ops carry Q/DQ.
@@ -73,9 +82,11 @@ SCHEMES: dict[str, QuantScheme] = {
         quantize_outputs=False,
         depthwise=True,
         quantize_bias=False,
+        float_stem=True,
     ),
     # ncnn quantizes the input of a layer and dequantizes its output; there is no integer addition or concat.
-    # Its depthwise INT8 kernels cost more than float on x86 and ARM, and 3 dB.
+    # Its depthwise INT8 kernels cost more than float on x86 and ARM, and 3 dB. One scale per group is all that its
+    # format stores.
     "ncnn": QuantScheme(
         target="ncnn",
         activation_dtype="int8",
@@ -85,6 +96,8 @@ SCHEMES: dict[str, QuantScheme] = {
         quantize_outputs=False,
         depthwise=False,
         quantize_bias=False,
+        weight_per_group=True,
+        layers_round_alone=True,
     ),
     # Explicit Q/DQ with zero point 0 is the one form TensorRT 8.5 to 11 all take; biases stay float.
     "tensorrt": QuantScheme(

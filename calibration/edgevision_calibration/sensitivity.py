@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edgevision.errors import CalibrationError
 from edgevision.graph import Graph
 from edgevision.progress import Progress
+from edgevision_calibration.mixed_precision import macs
 from edgevision_calibration.observe import open_session
 from edgevision_calibration.plan import QuantPlan
 from edgevision_calibration.planning import activated
@@ -170,18 +171,6 @@ def only(graph: Graph, plan: QuantPlan, node: NodeProto) -> QuantPlan:
         biases={name: bias for name, bias in plan.biases.items() if name == node.name},
         float_ops={**plan.float_ops, **others},
     )
-
-
-def macs(graph: Graph, node: NodeProto) -> int:
-    """Multiply-accumulates of a Conv, Gemm or MatMul for one picture; 0 where shapes are not known."""
-    weight = graph.initializers.get(node.input[1]) if len(node.input) > 1 else None
-    shape = graph.shapes.get(node.output[0], ())
-    if weight is None:
-        return 0
-    pixels = 1
-    for size in shape[2:] if node.op_type == "Conv" else shape[1:-1]:
-        pixels *= size or 1
-    return int(weight.size) * pixels
 
 
 def _run(model: bytes, graph: Graph, pictures: Sequence[npt.NDArray[np.float32]], threads: int) -> Outputs:

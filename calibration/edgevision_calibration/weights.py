@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,10 @@ _BIAS_LIMIT = float(1 << 30)
 # what is tried instead of the step that just holds the greatest weight, which comes first
 _SHARES = np.asarray([1.0, *np.linspace(0.85, 1.2, 36)], np.float32)
 _ERROR_OF_SUM = np.float32(0.5)
+# weights are tried in pieces that stay in the processor's cache
+_PIECE = 1 << 15
+# the steps do not depend on the target, so its plans share them
+_FOUND: WeakKeyDictionary[Graph, dict[tuple[str, int, tuple[int, ...]], npt.NDArray[np.float32]]] = WeakKeyDictionary()
 
 
 def weight_axis(node: NodeProto) -> int:
@@ -33,7 +38,8 @@ def weight_scales(
 ) -> npt.NDArray[np.float32]:
     """Symmetric step per output channel ``[out_channels]`` (``[1]`` per tensor) with the least squared error.
 
-    A channel whose bias would overflow int32 gets a larger step.
+    Channels of one group have the same step where the scheme knows one per group only. A channel whose bias would
+    overflow int32 gets a larger step.
     """
     weight = graph.initializers[node.input[1]]
     axis = weight_axis(node)
@@ -44,12 +50,26 @@ def weight_scales(
         by_output = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1, 1)
     if not scheme.weight_per_channel:
         by_output = by_output.reshape(1, -1, by_output.shape[2])
-    steps = best_steps(by_output)
+    groups = attributes(node).get("group", 1)
+    if scheme.weight_per_channel and scheme.weight_per_group and groups > 1:
+        by_group = by_output.reshape(groups, -1, by_output.shape[2])
+        steps = np.repeat(_steps_of(graph, node, by_group), len(by_output) // groups)
+    else:
+        steps = _steps_of(graph, node, by_output)
     if scheme.quantize_bias and len(node.input) > 2 and node.input[2] in graph.initializers:
         bias = np.abs(graph.initializers[node.input[2]].reshape(-1))
         least = bias / (activation_scale * _BIAS_LIMIT)
         steps = np.maximum(steps, least if scheme.weight_per_channel else least.max())
     return np.asarray(np.maximum(steps, LEAST_SCALE), np.float32)
+
+
+def _steps_of(graph: Graph, node: NodeProto, weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """`best_steps` of a node's weight, found once for all the plans of a graph."""
+    found = _FOUND.setdefault(graph, {})
+    key = (node.input[1], weight_axis(node), weight.shape)
+    if key not in found:
+        found[key] = best_steps(weight)
+    return found[key]
 
 
 def best_steps(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -62,12 +82,21 @@ def best_steps(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
     Source: optimal steps by squared error ("OMSE"), Choukroun et al., arXiv 1902.06822, section 3.
     """
+    rows = max(1, _PIECE // max(weight[0].size, 1))
+    return np.concatenate([_best_steps(weight[first : first + rows]) for first in range(0, len(weight), rows)])
+
+
+def _best_steps(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     peaks = np.abs(weight).max(axis=(1, 2)) / np.float32(127.0)
     peaks = np.maximum(peaks, np.float32(LEAST_SCALE))
     best, least = peaks.copy(), np.full(len(peaks), np.inf, np.float32)
     scaled = weight / peaks[:, None, None]
+    error = np.empty_like(scaled)
     for share in _SHARES:
-        error = np.clip(np.rint(scaled * (1 / share)), -127, 127) * share - scaled
+        np.rint(np.multiply(scaled, 1 / share, out=error), out=error)
+        np.clip(error, -127, 127, out=error)
+        error *= share
+        error -= scaled
         squares = (1 - _ERROR_OF_SUM) * np.einsum("oit,oit->o", error, error)
         sums = error.sum(axis=2)
         total = squares + _ERROR_OF_SUM * np.einsum("oi,oi->o", sums, sums)

@@ -21,7 +21,7 @@ def quantize_dequantize(graph: Graph, plan: QuantPlan) -> ModelProto:
 
     Weights become int8 behind DequantizeLinear, or stay float32 behind Q → DQ where the scheme says so; biases
     become int32 with scale ``s_activation · s_weight`` where it says so. Readers of an activation get the
-    dequantized one; graph outputs stay as they are.
+    dequantized one (layers alone where the scheme says so); graph outputs stay as they are.
     """
     from onnx import ModelProto
 
@@ -30,10 +30,11 @@ def quantize_dequantize(graph: Graph, plan: QuantPlan) -> ModelProto:
     writer = _Writer(graph, plan, model)
     nodes = list(writer.activation(graph.input_name)) if graph.input_name in plan.activations else []
     for node in model.graph.node:
+        # asked before the weights get other names
+        rounded = [position for position in range(len(node.input)) if plan.reads_rounded(node, position)]
         nodes.extend(writer.weights(node))
-        for position, name in enumerate(node.input):
-            if name in plan.activations:
-                node.input[position] = _dequantized(name)
+        for position in rounded:
+            node.input[position] = _dequantized(node.input[position])
         nodes.append(node)
         for name in list(node.output):
             if name in plan.activations:

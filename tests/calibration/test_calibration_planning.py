@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgevision.errors import CalibrationError, UsageError
+from edgevision_calibration.observe import observed_tensors
 from edgevision_calibration.plan import QuantPlan
 from edgevision_calibration.planning import activation_quant, make_plan
 from edgevision_calibration.scheme import SCHEMES, scheme_for
@@ -55,6 +56,20 @@ def test_a_damaged_plan_is_told(text):
         QuantPlan.from_json(text)
 
 
+def test_a_tensor_that_two_activation_functions_read_has_a_range():
+    b = Builder()
+    x = b.conv("images", 6)
+    graph = b.graph(b.head(b.op("Add", b.relu(x), b.relu6(x))))
+    assert x in observed_tensors(graph)
+
+
+def test_a_tensor_between_two_activation_functions_has_a_range():
+    b = Builder()
+    x = b.relu(b.conv("images", 6))
+    graph = b.graph(b.head(b.relu6(x)))
+    assert x in observed_tensors(graph)
+
+
 def test_concatenated_tensors_share_a_scale():
     graph = fire()
     plan = plan_for(graph)
@@ -64,10 +79,14 @@ def test_concatenated_tensors_share_a_scale():
             assert len(quants) == 1
 
 
+# ONNX Runtime's scheme for nets whose few channels all count as stem
+WITHOUT_STEM = dataclasses.replace(SCHEMES["onnxruntime"], float_stem=False)
+
+
 def test_ranges_end_at_the_clip():
     images = 20 * pictures()
     graph = depthwise()
-    plan = make_plan(graph, table_of(graph, images), SCHEMES["onnxruntime"], ranges="minmax")
+    plan = make_plan(graph, table_of(graph, images), WITHOUT_STEM, ranges="minmax")
     clipped = [node.output[0] for node in graph.nodes if node.op_type == "Clip"]
     scales = [plan.activations[name].scale for name in clipped if name in plan.activations]
     assert scales
@@ -82,7 +101,7 @@ def test_biases_never_overflow():
     weight.raw_data = (np.frombuffer(weight.raw_data, np.float32) * np.float32(1e-9)).tobytes()
     bias.raw_data = np.full(4, 50.0, np.float32).tobytes()
     graph = b.graph(b.head(b.relu(x)))
-    plan = plan_for(graph)
+    plan = make_plan(graph, table_of(graph), WITHOUT_STEM)
     steps = plan.weights[graph.nodes[0].input[1]] * np.float32(plan.activations["images"].scale)
     assert (50.0 / steps <= 2**31 - 1).all()
     assert (50.0 / steps > 2**29).all()

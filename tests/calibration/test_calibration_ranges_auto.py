@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,7 +102,8 @@ def test_the_method_with_the_least_error_is_chosen(graph, table, batches, target
 
 
 def test_the_error_is_that_of_the_readers_output(graph, table, batches):
-    scheme = scheme_for("openvino")
+    # the input is rounded for the first layer only where that is no float stem
+    scheme = replace(scheme_for("openvino"), float_stem=False)
     choices = choose_ranges(graph, table, scheme, batches[:4], threads=1)
     plan = make_plan(graph, table, scheme, ranges="percentile")
     quant = plan.activations["images"]

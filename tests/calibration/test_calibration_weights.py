@@ -33,6 +33,28 @@ def test_steps_are_no_worse_than_those_of_the_greatest_weight(outputs, inputs, t
     assert (steps >= 0.8499 * greatest).all()
 
 
+@pytest.mark.parametrize("target", SCHEMES)
+def test_one_step_per_group_where_that_is_all_an_engine_stores(target):
+    b = Builder()
+    x = b.relu(b.conv("images", 8))
+    y = b.conv(x, 12, 3, group=2)
+    graph = b.graph(b.head(b.relu(y)))
+    plan = make_plan(graph, table_of(graph), SCHEMES[target])
+    node = next(node for node in graph.nodes if node.output[0] == y)
+    steps = plan.weights[node.input[1]]
+    assert len(steps) == 12
+    assert len(np.unique(steps)) == (2 if target == "ncnn" else 12)
+    if target == "ncnn":
+        assert len(np.unique(steps[:6])) == len(np.unique(steps[6:])) == 1
+        # the correction of the bias is that of the weights as the engine has them
+        weight = graph.initializers[node.input[1]]
+        rounded = quantize_weight(weight, steps, 0) * along(steps, 0, 4).astype(np.float64)
+        error = per_input(rounded - weight, node).sum(axis=3)
+        mean = table_of(graph)[node.input[0]].channel_mean.reshape(2, 4)
+        shift = np.einsum("goi,gi->go", error, mean).reshape(-1)
+        np.testing.assert_allclose(graph.initializers[node.input[2]] - plan.biases[node.name], shift, atol=1e-6)
+
+
 def test_steps_of_a_zero_channel_are_positive():
     assert (best_steps(np.zeros((2, 3, 9), np.float32)) > 0).all()
 

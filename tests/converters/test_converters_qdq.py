@@ -41,9 +41,13 @@ def simulated(graph, plan, images):
         integers = np.clip(np.rint(value / np.float32(quant.scale)) + quant.zero_point, low, high)
         return (integers - quant.zero_point) * np.float64(np.float32(quant.scale))
 
-    values = {"images": rounded("images", images.astype(np.float64))}
+    values = {"images": images.astype(np.float64)}
     for node in graph.nodes:
-        inputs = [values.get(name) for name in node.input]
+        # a layer rounds its input for itself where the scheme says so, else everybody reads the rounded tensor
+        alone = plan.scheme.layers_round_alone and node.op_type not in {"Conv", "Gemm"}
+        inputs = [
+            rounded(name, values[name]) if name in values and not alone else values.get(name) for name in node.input
+        ]
         if node.op_type in {"Conv", "Gemm"}:
             weight, steps = graph.initializers[node.input[1]], plan.weights[node.input[1]]
             axis = weight_axis(node)
@@ -68,7 +72,7 @@ def simulated(graph, plan, images):
             result = (
                 inputs[0].mean((2, 3), keepdims=True) if node.op_type == "GlobalAveragePool" else inputs[0][:, :, 0, 0]
             )
-        values[node.output[0]] = rounded(node.output[0], result)
+        values[node.output[0]] = result
     return values
 
 
@@ -153,6 +157,21 @@ def test_a_bias_that_two_layers_read_is_corrected_for_each():
     assert len({node.input[2] for node in convs}) == 2
     for node in convs:
         np.testing.assert_array_equal(stored[node.input[2]], plan.biases[node.name])
+
+
+@pytest.mark.parametrize("target", SCHEMES)
+def test_who_reads_the_rounded_tensor_is_the_schemes_to_say(target):
+    b = Builder()
+    x = b.conv("images", 6)
+    y = b.conv(x, 6)
+    added = b.op("Add", x, y)
+    graph = b.graph(b.head(b.relu(added)))
+    plan = make_plan(graph, table_of(graph, IMAGES), SCHEMES[target])
+    assert x in plan.activations
+    nodes = {node.name: node for node in quantize_dequantize(graph, plan).graph.node}
+    assert nodes[f"Conv_{y}"].input[0] == f"{x}_dequantized"
+    # ncnn has the integers inside the layer; an addition beside it gets what the layer before it made
+    assert nodes[f"Add_{added}"].input[0] == (x if target == "ncnn" else f"{x}_dequantized")
 
 
 def test_nodes_kept_in_float_keep_their_weights():

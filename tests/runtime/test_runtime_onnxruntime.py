@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edgevision.bundle import Bundle, Manifest
 from edgevision.errors import EngineError
@@ -77,3 +77,37 @@ def test_what_is_computed_in_float_stays_finite_or_says_so():
     """The engine passes NaN on; it is `verify` and the task that judge."""
     with load(bundle()) as session:
         assert np.isnan(session.infer({"images": np.full_like(IMAGES, np.nan)})["logits"]).all()
+
+
+def test_a_float_layer_between_integers_keeps_its_weights():
+    # ONNX Runtime 1.31 would round them to one coarse step per tensor, unasked
+    rng = np.random.default_rng(3)
+    weight = rng.normal(0, 1, (8, 3, 1, 1)).astype(np.float32)
+    weight[0] *= 100
+    constants = {
+        "scale": np.float32(1 / 255), "zero": np.uint8(0), "out_scale": np.float32(4.0), "out_zero": np.uint8(128),
+        "weight": weight, "bias": np.zeros(8, np.float32),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["images_q"]),
+        helper.make_node("DequantizeLinear", ["images_q", "scale", "zero"], ["images_dq"]),
+        helper.make_node("Conv", ["images_dq", "weight", "bias"], ["sums"], "float_layer"),
+        helper.make_node("QuantizeLinear", ["sums", "out_scale", "out_zero"], ["sums_q"]),
+        helper.make_node("DequantizeLinear", ["sums_q", "out_scale", "out_zero"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "mixed",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 8, SIZE, SIZE])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    outputs = (TensorSpec("logits", "float32", (None, 8, SIZE, SIZE)),)
+    with Session(bundle(model, outputs=outputs)) as session:
+        got = session.infer({"images": IMAGES})["logits"]
+    exact = np.einsum("oi,bihw->bohw", weight[:, :, 0, 0], np.round(IMAGES * 255) / 255)
+    # half a step of the output's own rounding, and float sums
+    assert np.abs(got - exact).max() <= 2.0 + 1e-3
+    # the small channels would be lost in steps made for the large one
+    assert np.abs(got[:, 1:] - exact[:, 1:]).max() <= 2.0 + 1e-3

@@ -121,7 +121,7 @@ class FakeQuantGraph(TorchGraph):
         name = str(node.input[position])
         if node.name in self._layers and position in {1, 2} and name:
             return self.weight(node) if position == 1 else self.bias(node)
-        if name in self.plan.activations and not self.is_constant(name):
+        if self.plan.reads_rounded(node, position) and not self.is_constant(name):
             key = (name, "dequantized")
             if key not in held:
                 held[key] = self.quantize_activation(name, held[name])

@@ -93,3 +93,21 @@ class TorchGraph(nn.Module):
     def forget(self, name: str, held: dict[Any, Tensor]) -> None:
         """Let go of a tensor that nothing reads any more."""
         held.pop(name, None)
+
+
+class _Answers(nn.Module):
+    """A graph that answers as networks do."""
+
+    def __init__(self, graph: TorchGraph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
+        """The one output, or name → tensor."""
+        outputs: dict[str, Tensor] = self.graph(images)
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+
+def answers_of(graph: TorchGraph) -> nn.Module:
+    """``graph`` as a module in eval mode whose answer is a tensor where it has one output."""
+    return _Answers(graph).eval()

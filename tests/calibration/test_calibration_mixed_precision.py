@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from calibration_nets import Builder, batches, pictures, residual, run, table_of
+
+from edgevision_calibration.equalization import equalize
+from edgevision_calibration.mixed_precision import macs, precise_layers, stem_layers
+from edgevision_calibration.planning import make_plan, quantized_tensors
+from edgevision_calibration.scheme import SCHEMES
+from edgevision_calibration.table import CalibrationTable
+from edgevision_converters.qdq import quantize_dequantize
+
+# small tensors at the end of a wide net, as those of MobileNetV2 after its last stride
+CHANNELS = 48
+
+
+def tall_net():
+    b = Builder()
+    x = b.relu(b.conv("images", CHANNELS, 3))
+    for _ in range(4):
+        x = b.relu(b.conv(x, CHANNELS, 3))
+    x = b.op("GlobalAveragePool", x)
+    for _ in range(3):
+        x = b.relu(b.conv(x, CHANNELS))
+    return b.graph(b.op("Flatten", x))
+
+
+def layers_of(graph):
+    return [node for node in graph.nodes if node.op_type in {"Conv", "Gemm"}]
+
+
+def quantized_by(graph, scheme):
+    def quantized(names):
+        left = [node for node in layers_of(graph) if node.name not in names]
+        return quantized_tensors(graph, left, scheme, dict.fromkeys(names, ""))
+
+    return quantized
+
+
+def test_a_stem_ends_where_the_net_widens():
+    b = Builder()
+    x = b.relu6(b.conv("images", 32, 3, stride=2))
+    x = b.relu6(b.conv(x, 32, 3, group=32))
+    x = b.relu6(b.conv(x, 16))
+    x = b.relu6(b.conv(x, 96))
+    graph = b.graph(b.head(x))
+    convolutions = [node.name for node in graph.nodes if node.op_type == "Conv"]
+    assert stem_layers(graph) == convolutions[:3]
+
+
+def test_a_stem_ends_where_the_net_forks():
+    b = Builder()
+    x = b.conv("images", 8, 3)
+    y = b.op("Add", b.conv(x, 8, 3, group=8), x)
+    graph = b.graph(b.head(y))
+    assert stem_layers(graph) == [graph.nodes[0].name]
+
+
+@pytest.mark.parametrize(("channels", "kernel"), [(33, 1), (16, 7)])
+def test_wide_layers_and_long_sums_are_no_stem(channels, kernel):
+    b = Builder()
+    graph = b.graph(b.head(b.conv("images", channels, kernel)))
+    assert stem_layers(graph) == []
+
+
+def test_a_net_that_is_all_stem_runs_on_integers():
+    b = Builder()
+    graph = b.graph(b.op("GlobalAveragePool", b.conv(b.relu(b.conv("images", 8, 3)), 8)))
+    assert not make_plan(graph, table_of(graph), SCHEMES["onnxruntime"]).float_ops
+
+
+def test_the_layer_with_most_noise_for_its_work_stays_in_float():
+    graph, scheme = tall_net(), SCHEMES["openvino"]
+    late = layers_of(graph)[-2]
+    noise = dict.fromkeys(quantized_by(graph, scheme)(()), 1.0) | {late.input[0]: 30.0}
+    assert list(precise_layers(graph, layers_of(graph), noise, quantized_by(graph, scheme))) == [late.name]
+
+
+def test_noise_in_a_heavy_layer_does_not_pay():
+    graph, scheme = tall_net(), SCHEMES["openvino"]
+    heavy = layers_of(graph)[2]
+    noise = {heavy.input[0]: 1.0}
+    assert precise_layers(graph, layers_of(graph), noise, quantized_by(graph, scheme)) == {}
+
+
+def test_layers_in_a_row_are_freed_together_where_outputs_are_rounded_too():
+    # one layer alone would free nothing: its input is its neighbour's output, which stays rounded
+    graph, scheme = tall_net(), SCHEMES["onnxruntime"]
+    late = layers_of(graph)[-3:]
+    noise = {late[1].input[0]: 5.0, late[2].input[0]: 5.0, layers_of(graph)[1].input[0]: 1.0}
+    chosen = precise_layers(graph, layers_of(graph), noise, quantized_by(graph, scheme))
+    assert set(chosen) == {node.name for node in late}
+
+
+def test_tensors_that_only_float_layers_read_are_not_rounded():
+    graph = residual()
+    last = layers_of(graph)[-2]
+    scheme = dataclasses.replace(SCHEMES["onnxruntime"], float_stem=False)
+    table = table_of(graph)
+    assert last.input[0] in make_plan(graph, table, scheme).activations
+    plan = make_plan(graph, table, scheme, keep_float={last.name: "asked for"})
+    assert graph.producer[last.input[0]].op_type == "Add"
+    assert last.input[0] not in plan.activations
+
+
+def test_what_stays_in_float_lowers_the_noise_and_says_so():
+    graph = tall_net()
+    equalized = equalize(graph, batches(pictures()), threads=1)
+    table = table_of(equalized.graph)
+    table.noise_gains = dict(equalized.noise_gains)
+    scheme = SCHEMES["tensorrt"]
+    everything = make_plan(equalized.graph, table, scheme, precise=False)
+    plan = make_plan(equalized.graph, table, scheme)
+    assert not everything.float_ops
+    assert all("of the outputs' noise" in reason for reason in plan.float_ops.values())
+    assert plan.float_ops
+    work = {node.name: macs(graph, node) for node in layers_of(graph)}
+    assert sum(work[name] for name in plan.float_ops) <= 0.08 * sum(work.values())
+    images = pictures(16, seed=5)
+    (expected,) = run(graph, images)
+    errors = [
+        float(np.square(run(quantize_dequantize(equalized.graph, made), images)[0] - expected).mean())
+        for made in (everything, plan)
+    ]
+    assert errors[1] < errors[0]
+
+
+def test_the_gain_of_the_last_tensor_tells_the_noise_at_the_outputs():
+    graph = tall_net()
+    equalized = equalize(graph, batches(pictures()), threads=1)
+    table, scheme = table_of(equalized.graph), SCHEMES["openvino"]
+    last = layers_of(graph)[-1]
+    others = {node.name: "measured alone" for node in layers_of(graph) if node is not last}
+    plan = make_plan(equalized.graph, table, scheme, keep_float=others, bias_correction=False, precise=False)
+    model = quantize_dequantize(equalized.graph, plan)
+    for node in model.graph.node:  # the weights as they were: the tensor's own noise alone
+        if node.name == last.name:
+            node.input[1] = last.input[1]
+    model.graph.initializer.append(next(t for t in equalized.graph.model.graph.initializer if t.name == last.input[1]))
+    images = pictures(64, seed=5)
+    (expected,), (got,) = run(graph, images), run(model, images)
+    measured = np.square(got - expected).sum() / np.square(expected).sum()
+    step = plan.activations[last.input[0]].scale
+    # a ReLU's zeros, and few pictures, leave it within a factor of two
+    assert 0.5 < equalized.noise_gains[last.input[0]] * step**2 / 12 / measured < 2
+
+
+def test_gains_are_kept_with_the_table(tmp_path):
+    table = table_of(residual())
+    table.noise_gains = {"images": 0.25}
+    assert CalibrationTable.open(table.save(tmp_path)).noise_gains == {"images": 0.25}
