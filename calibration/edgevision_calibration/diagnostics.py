@@ -27,6 +27,8 @@ _ALIKE_SHARE = 0.5
 _CONSTANT_OUTPUT = 0.02
 # pictures an alternative preprocess is judged on, and how sure the judgement must be (Student's t, one-sided)
 PREPROCESS_PICTURES = 32
+# an alternative that does no better on so many of them is not looked at any longer
+_FIRST_LOOK = 8
 _LEAST_T = 2.5
 _LEAST_ENTROPY_GAIN = 0.1
 _LEAST_INFORMATION_GAIN = 0.5
@@ -266,32 +268,33 @@ def check_preprocess(
     fed with values far too large is sure too, but says the same of everything, so sureness alone would not do.
     A network without much bias answers an input of twice the contrast with twice the logits, which says nothing
     either, so logits are brought to one spread first. The preprocess is doubted where another one raises that
-    information much, or keeps it and makes the answers clearly surer, picture by picture (paired t-test).
+    information much, or keeps it and makes the answers clearly surer, picture by picture (paired t-test). One that does
+    neither on the first few pictures is asked about no more.
 
     Source: T. Salimans et al., Improved Techniques for Training GANs, arXiv 1606.03498, section 4.
 
     Args:
         run: the network in float: float32 ``[1, C, H, W]`` → scores ``[1, classes]`` (logits or probabilities).
         pixels: resized pictures, uint8 ``[H, W, 3]`` or ``[H, W]`` as `Preprocess.geometry` makes them; fewer than
-            `LEAST_PICTURES` say nothing.
+            `LEAST_PICTURES` different ones say nothing.
         preprocess: the one that was given.
     """
-    chosen = list(pixels)[:PREPROCESS_PICTURES]
+    # copies of a picture would count as if they had been seen apart
+    chosen = list({picture.tobytes(): picture for picture in pixels}.values())[:PREPROCESS_PICTURES]
     if len(chosen) < LEAST_PICTURES:
         return []
 
-    def logits(how: Preprocess) -> npt.NDArray[np.float64]:
-        return _logits(np.concatenate([run(how.normalize(picture)[None]) for picture in chosen]))
-
-    given = logits(preprocess)
-    if given.shape[1] < 2 or not (np.isfinite(given).all() and given.std() > 0):
+    given = _Answers(run, preprocess, chosen)
+    first = given.logits(_FIRST_LOOK)
+    if first.shape[1] < 2 or not (np.isfinite(first).all() and first.std() > 0):
         return []
 
     def gain(how: Preprocess) -> float:
-        other = logits(how)
-        if not (np.isfinite(other).all() and other.std() > 0):
+        other = _Answers(run, how, chosen)
+        information, surer = _compared(given.logits(_FIRST_LOOK), other.logits(_FIRST_LOOK))
+        if information <= 0 and surer.mean() <= 0:
             return 0.0
-        return _gain(_softmax(given), _softmax(other * (given.std() / other.std())))
+        return _gain(*_compared(given.logits(len(chosen)), other.logits(len(chosen))))
 
     better = {label: value for label, how in alternatives(preprocess).items() if (value := gain(how))}
     if better:
@@ -317,6 +320,25 @@ def check_preprocess(
     return []
 
 
+class _Answers:
+    """What the network says to some pictures under a preprocess, asked no sooner than wanted."""
+
+    def __init__(
+        self,
+        run: Callable[[Array], npt.NDArray[Any]],
+        how: Preprocess,
+        pictures: Sequence[npt.NDArray[np.uint8]],
+    ) -> None:
+        self._run, self._how, self._pictures = run, how, pictures
+        self._scores: list[npt.NDArray[Any]] = []
+
+    def logits(self, count: int) -> npt.NDArray[np.float64]:
+        """Logits of the first ``count`` pictures, ``[count, classes]``."""
+        for picture in self._pictures[len(self._scores) : count]:
+            self._scores.append(self._run(self._how.normalize(picture)[None]))
+        return _logits(np.concatenate(self._scores[:count]))
+
+
 def _described(preprocess: Preprocess) -> str:
     mean, std = ([round(value, 3) for value in values] for values in (preprocess.mean, preprocess.std))
     return f"scale {preprocess.scale:.4g}, mean {mean}, std {std}"
@@ -339,10 +361,17 @@ def _entropy(probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(-(probabilities * np.log(probabilities + 1e-12)).sum(axis=-1), np.float64)
 
 
-def _gain(given: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
-    """How much better ``other`` tells the pictures apart, in nats; 0 where that is not certain."""
-    surer = _entropy(given) - _entropy(other)
-    information = float(_entropy(other.mean(axis=0)) - _entropy(given.mean(axis=0)) + surer.mean())
+def _compared(given: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+    """What the logits ``other`` gain on ``given`` in information, and in sureness for each picture, in nats."""
+    if not (np.isfinite(given).all() and np.isfinite(other).all() and given.std() > 0 and other.std() > 0):
+        return 0.0, np.zeros(len(given))
+    before, after = _softmax(given), _softmax(other * (given.std() / other.std()))
+    surer = _entropy(before) - _entropy(after)
+    return float(_entropy(after.mean(axis=0)) - _entropy(before.mean(axis=0)) + surer.mean()), surer
+
+
+def _gain(information: float, surer: npt.NDArray[np.float64]) -> float:
+    """How much better the pictures are told apart, in nats; 0 where that is not certain."""
     if information > _LEAST_INFORMATION_GAIN:
         return information
     error = float(surer.std(ddof=1)) / np.sqrt(len(surer))

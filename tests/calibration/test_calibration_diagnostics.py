@@ -157,6 +157,12 @@ def test_few_pictures_give_no_judgement():
     assert check_preprocess(classifier, classifier.pixels[: LEAST_PICTURES - 1], UNIT) == []
 
 
+def test_copies_of_one_picture_give_no_judgement():
+    right = PRESETS["imagenet"].with_size(32, 32)
+    classifier = Templates(right)
+    assert check_preprocess(classifier, classifier.pixels[:1] * PREPROCESS_PICTURES, UNIT) == []
+
+
 @pytest.mark.data
 def test_mobilenet_v2_is_judged_rightly(data_root):
     from edgevision.data import open_dataset
@@ -174,4 +180,5 @@ def test_mobilenet_v2_is_judged_rightly(data_root):
 
     assert judged(right) == []
     assert judged(replace(right, mean=(0.0,) * 3, std=(1.0,) * 3)) == ["preprocess"]
+    assert judged(replace(right, scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)) == ["preprocess"]
     assert judged(replace(right, color="BGR")) == ["color_order"]

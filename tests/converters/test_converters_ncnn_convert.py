@@ -209,6 +209,24 @@ def test_accumulator_bound_uses_the_sign_of_the_input():
     assert largest_accumulator(integers, non_negative=True) == 100 * 127
 
 
+@pytest.mark.parametrize("factors", [(2.0, 2.0), (3.0, 2.0)])
+@pytest.mark.parametrize("nearest", ["round_prefer_floor", "round_prefer_ceil"])
+@pytest.mark.parametrize("coordinates", ["half_pixel", "pytorch_half_pixel"])
+def test_nearest_neighbours_are_taken_however_they_are_written(coordinates, nearest, factors):
+    net = Net(height=5, width=7)
+    scales = net.constant("scales", np.float32([1, 1, *factors]))
+    x = net.op("Relu", net.conv("images", 4))
+    x = net.op("Resize", [x, "", scales], coordinate_transformation_mode=coordinates, nearest_mode=nearest)
+    graph = net.graph(net.conv(x, 4))
+    images = images_for(graph)
+    files = convert(graph, precision="fp32")
+    expected = run_onnx(graph.model, images)
+    with session_for(files, graph) as session:
+        got = session.infer({graph.input_name: images})
+    (output,) = graph.output_names
+    assert sqnr_db(expected[output], got[output]) > 80  # as above
+
+
 def test_hardswish_is_fused_into_the_convolution_before_it():
     files = convert(ncnn_nets.hardswish_squeeze(), precision="fp32")
     model = NcnnModel.from_bytes(files.param, files.bin)

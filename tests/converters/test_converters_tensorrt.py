@@ -147,6 +147,16 @@ def give_concat_two_scales(model):
     model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "other_scale"))
     for name in ("r1_quantize", "r1_dequantize"):
         find(model, name).input[1] = "other_scale"
+    # integers behind the concat, or it joins in float
+    pool = find(model, "pool")
+    position = list(model.graph.node).index(pool)
+    constants = ["a0_scale", "a0_zero"]
+    for node in (
+        helper.make_node("DequantizeLinear", ["joined_q", *constants], ["joined_dq"], "joined_dequantize"),
+        helper.make_node("QuantizeLinear", ["joined", *constants], ["joined_q"], "joined_quantize"),
+    ):
+        model.graph.node.insert(position, node)
+    pool.input[0] = "joined_dq"
 
 
 def use_qlinear(model):
@@ -231,6 +241,23 @@ REFUSALS = {
     "fewer zero points": (set_constant("stem_w_zero", np.int8(0)), "16 scales and 1 zero points"),
     "pair of two scales": (one_scale_of_the_pair, r"'features_dequantize' and QuantizeLinear 'features_quantize'"),
 }
+
+
+def test_a_concat_of_two_scales_may_join_in_float():
+    model = good()
+    give_concat_two_scales(model)
+    find(model, "pool").input[0] = "joined"
+    for name in ("joined_dequantize", "joined_quantize"):
+        model.graph.node.remove(find(model, name))
+    trt_check(model)
+
+
+def test_a_layer_may_be_quantized_before_relu_where_another_reads_it_too():
+    model = good()
+    quantize_before_relu(model)
+    # the layer's own output is needed: nothing that could have been fused
+    find(model, "residual").input[1] = "c0_dq"
+    trt_check(model)
 
 
 @pytest.mark.parametrize("case", REFUSALS)

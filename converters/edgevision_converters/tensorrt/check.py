@@ -246,9 +246,13 @@ def _check_pair(lookup: Lookup, node: NodeProto) -> None:
 
 
 def _check_fusion(lookup: Lookup, node: NodeProto) -> None:
-    """Q between a layer and its activation function makes two kernels of one."""
+    """Q between a layer and its activation function makes two kernels of one.
+
+    Where others read the integers too, the layer's own output is needed, and there is nothing to fuse.
+    """
     layer = _behind_pair(lookup, node, 0)
-    if layer is not None and layer.op_type in _FUSED_BEFORE_ACTIVATION:
+    shared = len(lookup.readers.get(node.input[0], [])) > 1
+    if layer is not None and layer.op_type in _FUSED_BEFORE_ACTIVATION and not shared:
         raise ModelError(
             f"QuantizeLinear stands between {where(layer)} and {where(node)}, which TensorRT then cannot fuse: "
             f"quantize the output of {where(node)} instead"
@@ -265,7 +269,9 @@ def _behind_pair(lookup: Lookup, node: NodeProto, position: int) -> NodeProto | 
 
 
 def _check_concat(lookup: Lookup, node: NodeProto) -> None:
-    """Inputs of different scales are requantized one by one before they are joined."""
+    """Inputs of different scales are requantized one by one before they are joined, if integers are what is wanted."""
+    if all(reader.op_type != "QuantizeLinear" for reader in lookup.readers.get(node.output[0], [])):
+        return
     first: tuple[str, float] | None = None
     for position, name in enumerate(node.input):
         dequantizer = lookup.made_by(node, position)
