@@ -17,14 +17,38 @@ _SETTINGS = ("batch_size", "lr", "optimizer", "schedule", "label_smoothing", "em
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("--model", required=True, help="name in the zoo: edgevision models")
-    parser.add_argument("--data", required=True, metavar="KIND:PATH", help="data set, e.g. digits or npz:data/cifar10")
-    parser.add_argument("-o", "--out", required=True, metavar="RUN", help="run folder; a finished one is a Checkpoint")
-    parser.add_argument("--epochs", type=int, help="passes over the data")
-    parser.add_argument("--width", type=float, default=1.0, help="width multiplier")
+    parser.add_argument("--model", required=True, metavar="NAME|CKPT", help="name in the zoo (edgevision models), or "
+                        "a Checkpoint folder to go on from, pruned or not")  # fmt: skip
+    add_network_arguments(parser)
+    add_training_arguments(parser)
+    parser.add_argument("--search-epochs", type=int, metavar="N", help="repoptvgg: epochs of the search for gradient"
+                        " scales, kept in RUN/search (default: a tenth of the epochs, 1 to 10); 0: none")  # fmt: skip
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """What completes a name in the zoo."""
+    parser.add_argument("--width", type=float, help="width multiplier (default 1)")
     parser.add_argument("--input-size", type=image_size, metavar="SIZE", help="default: 32 for small pictures or 224")
     parser.add_argument("--in-channels", type=int, help="default: 1 for digits, else 3")
     parser.add_argument("--weights", metavar="FILE", help="begin with these weights")
+
+
+def network_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The same options as arguments of `edgevision.pipeline.networks.network_for`, those that were given."""
+    from edgevision.errors import UsageError
+
+    size = options.input_size
+    if size is not None and size[0] != size[1]:
+        raise UsageError("networks of the zoo take square pictures: --input-size SIZE")
+    given = {"width": options.width, "input_size": size and size[0], "in_channels": options.in_channels}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Data, run folder and settings of a training."""
+    parser.add_argument("--data", required=True, metavar="KIND:PATH", help="data set, e.g. digits or npz:data/cifar10")
+    parser.add_argument("-o", "--out", required=True, metavar="RUN", help="run folder; a finished one is a Checkpoint")
+    parser.add_argument("--epochs", type=int, help="passes over the data")
     parser.add_argument("--val-data", metavar="KIND:PATH", help="validate on this instead of the data's test part")
     parser.add_argument("--preprocess", metavar="NAME|TOML", help="instead of the data's usual one")
     parser.add_argument("--config", metavar="TOML", help="settings of the run; options override it")
@@ -39,37 +63,22 @@ def run(options: argparse.Namespace) -> int:
     """Train and print the metrics of the kept network."""
     from edgevision.data import open_dataset
     from edgevision.dependencies import require
-    from edgevision.errors import UsageError
     from edgevision.pipeline.preprocessing import load_preprocess
 
     require("torch", purpose="train")
-    import torch
-
-    from edgevision.models import create_model
     from edgevision.training import train
 
     dataset = open_dataset(options.data, split="train")
-    if options.input_size is not None and options.input_size[0] != options.input_size[1]:
-        raise UsageError("networks of the zoo take square pictures: --input-size SIZE")
-    # the first weights are drawn here: the seed must decide them too
-    torch.manual_seed(options.seed or 0)
-    model = create_model(
-        options.model,
-        num_classes=_num_classes(dataset),
-        in_channels=options.in_channels or (1 if dataset.name.startswith("digits") else 3),
-        input_size=options.input_size[0] if options.input_size else _input_size(dataset),
-        width=options.width,
-    )
-    if options.weights:
-        from edgevision.models.weights import load_weights
-
-        load_weights(model, options.weights)
+    model = _network(options, dataset)
+    config = training_config(options, dataset, _input_size(model))
+    if not isinstance(model, str):
+        _search(options, dataset, model, config)
     checkpoint = train(
         model,
         options.data,
         out=options.out,
         epochs=options.epochs,
-        config=_config(options, dataset, model),
+        config=config,
         preprocess=load_preprocess(options.preprocess) if options.preprocess else None,
         val_data=options.val_data,
         resume=not options.restart,
@@ -84,7 +93,39 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _config(options: argparse.Namespace, dataset: Dataset, model: Any) -> Any:
+def _search(options: argparse.Namespace, dataset: Dataset, model: Any, config: Any) -> None:
+    """RepOptimizer's search, for the networks that take its scales."""
+    from pathlib import Path
+
+    from edgevision.errors import UsageError
+    from edgevision.pipeline.preprocessing import load_preprocess
+    from edgevision.training.config import recipe_for
+    from edgevision.training.repoptimizer import default_search_epochs, search_scales, takes_scales
+
+    wanted = options.search_epochs
+    if not takes_scales(model):
+        if wanted is not None:
+            raise UsageError(f"--search-epochs is for repoptvgg networks; {options.model} has no scales to search")
+        return
+    if options.weights and wanted:
+        raise UsageError("a search begins with new weights: give --weights or --search-epochs, not both")
+    if options.weights or wanted == 0:
+        return
+    config = config or recipe_for(dataset.name, input_size=int(model.architecture["arguments"]["input_size"]))
+    search_scales(
+        model,
+        options.data,
+        out=Path(options.out) / "search",
+        epochs=default_search_epochs(options.epochs or config.epochs) if wanted is None else wanted,
+        config=config,
+        preprocess=load_preprocess(options.preprocess) if options.preprocess else None,
+        val_data=options.val_data,
+        resume=not options.restart,
+        device=options.device,
+    )
+
+
+def training_config(options: argparse.Namespace, dataset: Dataset, input_size: int) -> Any:
     """The data's recipe, then the TOML file, then options; None leaves the choice to `train`."""
     from dataclasses import asdict
 
@@ -94,22 +135,31 @@ def _config(options: argparse.Namespace, dataset: Dataset, model: Any) -> Any:
     given = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
     if not given and not options.config:
         return None
-    recipe = recipe_for(dataset.name, input_size=int(model.architecture["arguments"]["input_size"]))
+    recipe = recipe_for(dataset.name, input_size=input_size)
     settings = read_toml(options.config) if options.config else {}
     return TrainConfig.from_dict({**asdict(recipe), **settings.get("train", settings), **given})
 
 
-def _num_classes(dataset: Dataset) -> int:
-    from edgevision.errors import DataError
+def _network(options: argparse.Namespace, dataset: Dataset) -> Any:
+    """A fresh network of the zoo, or the folder of the Checkpoint to go on from."""
+    from edgevision.checkpoint import is_checkpoint
+    from edgevision.errors import UsageError
+    from edgevision.pipeline.networks import network_for
 
-    if dataset.classes:
-        return len(dataset.classes)
-    if dataset.labels is None or not len(dataset.labels):
-        raise DataError(f"{dataset.name} has no class labels to train on")
-    return int(dataset.labels.max()) + 1
+    arguments = network_arguments(options)
+    if not is_checkpoint(options.model):
+        # the first weights are drawn here: the seed must decide them too
+        return network_for(options.model, dataset, weights=options.weights, seed=options.seed or 0, **arguments)
+    if arguments or options.weights or options.search_epochs is not None:
+        raise UsageError(
+            f"{options.model} is a Checkpoint and has its own: --width, --input-size, --in-channels, --weights and "
+            "--search-epochs are for networks of the zoo"
+        )
+    return str(options.model)
 
 
-def _input_size(dataset: Dataset) -> int:
-    from edgevision.images import to_image
+def _input_size(model: Any) -> int:
+    from edgevision.checkpoint import Checkpoint
 
-    return 32 if max(to_image(dataset[0].image).size) <= 64 else 224
+    arguments = Checkpoint.open(model).arguments if isinstance(model, str) else model.architecture["arguments"]
+    return int(arguments["input_size"])

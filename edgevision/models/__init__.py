@@ -34,6 +34,11 @@ MODELS = Registry(
         "qarepvgg_a2": "edgevision.models.qarepvgg:qarepvgg_a2",
         "qarepvgg_b0": "edgevision.models.qarepvgg:qarepvgg_b0",
         "qarepvgg_tiny": "edgevision.models.qarepvgg:qarepvgg_tiny",
+        "repoptvgg_a0": "edgevision.models.repopt_vgg:repoptvgg_a0",
+        "repoptvgg_a1": "edgevision.models.repopt_vgg:repoptvgg_a1",
+        "repoptvgg_a2": "edgevision.models.repopt_vgg:repoptvgg_a2",
+        "repoptvgg_b0": "edgevision.models.repopt_vgg:repoptvgg_b0",
+        "repoptvgg_tiny": "edgevision.models.repopt_vgg:repoptvgg_tiny",
         "repvgg_a0": "edgevision.models.repvgg:repvgg_a0",
         "repvgg_a1": "edgevision.models.repvgg:repvgg_a1",
         "repvgg_a2": "edgevision.models.repvgg:repvgg_a2",
@@ -69,7 +74,8 @@ def create_model(
             strides change. Other sizes than this one run as well.
         width: multiplier of all channels, which stay multiples of 8.
         kwargs: what the family has besides: ``dropout`` (MobileNets, SqueezeNets), ``deploy`` (RepVGG, QARepVGG,
-            EfficientRep: the fused form), ``block`` (EfficientRep: ``repvgg`` or ``qarepvgg``).
+            RepOpt-VGG, EfficientRep: the fused form), ``block`` (EfficientRep: ``repvgg`` or ``qarepvgg``), ``search``
+            (RepOpt-VGG: the form whose scales are learned).
 
     Returns:
         a network float [B, in_channels, H, W] → logits [B, num_classes], with ``architecture``: the name and the

@@ -37,6 +37,7 @@ class ModelInfo:
 
 _V1, _V2, _V3 = "1704.04861", "1801.04381", "1905.02244"
 _SQUEEZE, _REPVGG, _QAREPVGG, _EFFICIENTREP = "1602.07360", "2101.03697", "2212.01593", "2209.02976"
+_REPOPT = "2205.15242"
 
 _ROWS = (
     ModelInfo(
@@ -62,6 +63,11 @@ _ROWS = (
     ModelInfo("qarepvgg_a2", "QARepVGG in the size of RepVGG-A2, for INT8", _QAREPVGG, 25_499_944, 5_116_951_552),
     ModelInfo("qarepvgg_b0", "QARepVGG in the size of RepVGG-B0, for INT8", _QAREPVGG, 14_339_048, 3_057_600_512),
     ModelInfo("qarepvgg_tiny", "QARepVGG of seven small blocks, for digits", _QAREPVGG, 146_938, 10_765_568, 10, 1, 32),
+    ModelInfo("repoptvgg_a0", "RepOpt-VGG in the size of RepVGG-A0, for INT8", _REPOPT, 8_309_384, 1_361_451_008),
+    ModelInfo("repoptvgg_a1", "RepOpt-VGG in the size of RepVGG-A1, for INT8", _REPOPT, 12_789_864, 2_363_967_488),
+    ModelInfo("repoptvgg_a2", "RepOpt-VGG in the size of RepVGG-A2, for INT8", _REPOPT, 25_499_944, 5_116_951_552),
+    ModelInfo("repoptvgg_b0", "RepOpt-VGG in the size of RepVGG-B0, for INT8", _REPOPT, 14_339_048, 3_057_600_512),
+    ModelInfo("repoptvgg_tiny", "RepOpt-VGG of seven blocks, for digits", _REPOPT, 146_938, 10_765_568, 10, 1, 32),
     ModelInfo("repvgg_a0", "RepVGG-A0: one 3×3 convolution per block when fused", _REPVGG, 8_309_384, 1_361_451_008),
     ModelInfo("repvgg_a1", "RepVGG-A1: one 3×3 convolution per block when fused", _REPVGG, 12_789_864, 2_363_967_488),
     ModelInfo("repvgg_a2", "RepVGG-A2: one 3×3 convolution per block when fused", _REPVGG, 25_499_944, 5_116_951_552),

@@ -44,6 +44,11 @@ class SimplifiedSPPF(nn.Module):
         return out
 
 
+def _last_channels(module: nn.Module) -> int:
+    """Output channels of the last convolution of a module; of a RepVGG block all branches have the same."""
+    return [layer.out_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)][-1]
+
+
 class EfficientRep(nn.Module):
     """Stem and four stages, each one block of stride 2 and then RepVGG blocks; SPPF; global average; linear.
 
@@ -89,8 +94,13 @@ class EfficientRep(nn.Module):
         self.stage2, self.stage3, self.stage4, self.stage5 = stages
         self.sppf = SimplifiedSPPF(channels[-1])
         self.linear = nn.Linear(channels[-1], num_classes)
-        self.feature_channels = tuple(channels[2:])
         initialize(self)
+
+    @property
+    def feature_channels(self) -> tuple[int, int, int]:
+        """Channels of the three maps of `features`, as they are now: pruning changes them."""
+        c3, c4 = (_last_channels(stage) for stage in (self.stage3, self.stage4))
+        return c3, c4, _last_channels(self.sppf)
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Feature maps for a detector's neck.

@@ -42,7 +42,7 @@ class QARepVGGBlock(RepBlock):
         kernel, bias = self.rbr_dense.equivalent_kernel_bias()
         kernel = kernel + pad_to_3x3(self.rbr_1x1.weight.double())
         if self.keeps_shape:
-            kernel = kernel + identity_kernel(self.in_channels, like=kernel)
+            kernel = kernel + identity_kernel(kernel.shape[1], like=kernel)
         return fold_bn(kernel, bias, self.bn)
 
 

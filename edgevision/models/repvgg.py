@@ -77,7 +77,8 @@ class RepBlock(nn.Module, ABC):
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, deploy: bool = False) -> None:
         super().__init__()
-        self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
+        self.stride = stride
+        # decided once: pruning keeps the two ends of an identity branch the same, and may make others equal
         self.keeps_shape = stride == 1 and in_channels == out_channels
         self.nonlinearity = nn.ReLU(inplace=True)
         if deploy:
@@ -112,7 +113,7 @@ class RepBlock(nn.Module, ABC):
         weight = self.rbr_dense.conv.weight
         # skip_init: fusing draws no random numbers, so a training that exports now and then stays reproducible
         conv = nn.utils.skip_init(
-            nn.Conv2d, self.in_channels, self.out_channels, 3, self.stride, 1, dtype=weight.dtype, device=weight.device
+            nn.Conv2d, kernel.shape[1], kernel.shape[0], 3, self.stride, 1, dtype=weight.dtype, device=weight.device
         )
         conv.weight.copy_(kernel)
         conv.bias.copy_(bias)
@@ -142,7 +143,7 @@ class RepVGGBlock(RepBlock):
         kernel_1x1, bias_1x1 = self.rbr_1x1.equivalent_kernel_bias()
         kernel, bias = kernel + pad_to_3x3(kernel_1x1), bias + bias_1x1
         if self.keeps_shape:
-            kernel_id, bias_id = fold_bn(identity_kernel(self.in_channels, like=kernel), None, self.rbr_identity)
+            kernel_id, bias_id = fold_bn(identity_kernel(kernel.shape[1], like=kernel), None, self.rbr_identity)
             kernel, bias = kernel + kernel_id, bias + bias_id
         return kernel, bias
 

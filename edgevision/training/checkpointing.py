@@ -55,6 +55,7 @@ class TrainingState:
         average: those of the exponential moving average; empty without one.
         optimizer: momentum buffers and the like, by parameter number: ``{0: {"momentum_buffer": tensor}}``.
         scaler: state of the fp16 gradient scaler; empty without one.
+        adapters: distillation's, which are trained beside the model; empty without any.
     """
 
     progress: RunProgress
@@ -62,11 +63,13 @@ class TrainingState:
     average: dict[str, Tensor]
     optimizer: dict[int, dict[str, Tensor]]
     scaler: dict[str, Any]
+    adapters: dict[str, Tensor] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """The safetensors file."""
         tensors = {f"model/{name}": value for name, value in self.model.items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
+        tensors |= {f"adapters/{name}": value for name, value in self.adapters.items()}
         for number, slots in self.optimizer.items():
             tensors |= {f"optimizer/{number}/{slot}": value for slot, value in slots.items()}
         # copies, so that tied weights are stored twice instead of being refused
@@ -102,6 +105,7 @@ class TrainingState:
             _under("average/", tensors),
             optimizer,
             header["scaler"],
+            _under("adapters/", tensors),
         )
 
 

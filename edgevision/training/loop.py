@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgevision.distillation.distiller import Distiller, Lesson
 from edgevision.errors import TrainingError, UsageError
 from edgevision.images import UInt8Array
 from edgevision.training.augment import Augment, Mix, draw_mix, neighbors
@@ -54,13 +55,22 @@ class Trainer:
         source: the training pictures.
         config: settings of the run.
         processes: those that train together.
+        lesson: a teacher to learn from besides the labels, and what.
 
     Raises:
-        UsageError: the batch does not divide among the processes, or the precision does not fit the device.
-        TrainingError: fewer pictures than processes.
+        UsageError: the batch does not divide among the processes, the precision does not fit the device, or the
+            lesson's layers do not fit the networks.
+        TrainingError: fewer pictures than processes, or a teacher with other classes.
     """
 
-    def __init__(self, model: nn.Module, source: ImageSource, config: TrainConfig, processes: Processes) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        source: ImageSource,
+        config: TrainConfig,
+        processes: Processes,
+        lesson: Lesson | None = None,
+    ) -> None:
         self.config = config
         self.source = source
         self.processes = processes
@@ -73,11 +83,28 @@ class Trainer:
         if self.memory_format is torch.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stubs
         self.average = ExponentialMovingAverage(self.model, config.ema_decay) if config.ema_decay else None
-        self.optimizer = create_optimizer(self.model, config)
+        self.distiller = None if lesson is None else self._distiller(lesson)
+        # what is optimized: the model, with distillation's adapters where there are any
+        self.trained = self.model if self.distiller is None else self.distiller.network
+        self.optimizer = create_optimizer(self.trained, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.augment = Augment(config)
         self.normalize = Normalizer(source.preprocess, device)
         self._network: nn.Module | None = None
+
+    def _distiller(self, lesson: Lesson) -> Distiller:
+        height, width, channels = self.source.shape
+        example = torch.zeros(1, channels, height, width, device=self.processes.device)
+        return Distiller(
+            self.model,
+            lesson.teacher,
+            lesson.config,
+            example=example.contiguous(memory_format=self.memory_format),
+            preprocess=self.source.preprocess,
+            classes=self.source.dataset.classes,
+            seed=self.config.seed,
+            memory_format=self.memory_format,
+        )
 
     @property
     def result(self) -> nn.Module:
@@ -86,9 +113,13 @@ class Trainer:
 
     def capture(self, progress: RunProgress) -> TrainingState:
         """The state after an epoch."""
-        average = {} if self.average is None else self.average.module.state_dict()
         return TrainingState(
-            progress, self.model.state_dict(), average, capture_optimizer(self.optimizer), self.scaler.state_dict()
+            progress,
+            self.model.state_dict(),
+            {} if self.average is None else self.average.module.state_dict(),
+            capture_optimizer(self.optimizer),
+            self.scaler.state_dict(),
+            {} if self.distiller is None else self.distiller.adapters.state_dict(),
         )
 
     def restore(self, state: TrainingState) -> None:
@@ -100,6 +131,8 @@ class Trainer:
         restore_module(self.model, state.model, "the saved state")
         if self.average is not None:
             restore_module(self.average.module, state.average, "the saved average")
+        if self.distiller is not None:
+            restore_module(self.distiller.adapters, state.adapters, "the saved state of distillation's adapters")
         restore_optimizer(self.optimizer, state.optimizer)
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
@@ -118,9 +151,9 @@ class Trainer:
         config, rank = self.config, self.processes.rank
         # dropout's numbers follow from the epoch, so that a resumed run draws the same ones
         torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1)[0]))
-        self.model.train()
+        self.trained.train()
         if self._network is None:  # wrapped late: DDP sends rank 0's weights at that moment
-            self._network = self.processes.wrap(self.model)
+            self._network = self.processes.wrap(self.trained)
         share = self.batch_size // self.processes.world_size
         plan = epoch_plan(config.seed, epoch, len(self.source), self.batch_size)[:, rank * share : (rank + 1) * share]
         meter = _Meter(self, epoch, on_step)
@@ -146,19 +179,30 @@ class Trainer:
         mix = draw_mix(self.config, epoch, step, images.shape[2], images.shape[3])
         if mix is not None:
             images = mix.images(images)
-        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-            logits = network(images)
-        loss, correct = classification_loss(logits.float(), labels, mix, self.config.label_smoothing)
+        loss, correct = self._loss(network, images, labels, mix)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.config.grad_clip:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+            nn.utils.clip_grad_norm_(self.trained.parameters(), self.config.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.model, epoch * self.steps_per_epoch + step)
         return loss.detach(), correct
+
+    def _loss(self, network: nn.Module, images: Tensor, labels: Tensor, mix: Mix | None) -> tuple[Tensor, Tensor]:
+        """The loss of a batch as the network sees it, and how many answers are right."""
+        smoothing, distiller = self.config.label_smoothing, self.distiller
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            # the teacher first, while no activations of the student's wait for their backward pass
+            taught = None if distiller is None else distiller.teach(images)
+            outputs = network(images)
+        if distiller is None or taught is None:
+            return classification_loss(outputs.float(), labels, mix, smoothing)
+        logits, features = outputs
+        loss, correct = classification_loss(logits.float(), labels, mix, smoothing)
+        return distiller.label_weight * loss + distiller.loss(logits, features, taught), correct
 
 
 class _Meter:

@@ -16,9 +16,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from edgevision.checkpoint import WEIGHTS, Checkpoint
+from edgevision.checkpoint import WEIGHTS, Checkpoint, is_checkpoint
 from edgevision.data import open_dataset
 from edgevision.data.base import Dataset
+from edgevision.distillation.config import DistillConfig
+from edgevision.distillation.distiller import Lesson
+from edgevision.distillation.teacher import Teacher, open_teacher, weights_digest
+from edgevision.errors import UsageError
+from edgevision.files import sha256_bytes
 from edgevision.preprocess import Preprocess
 from edgevision.progress import Progress
 from edgevision.training.checkpointing import RunProgress, TrainingState
@@ -32,7 +37,7 @@ from edgevision.training.source import ImageSource
 
 
 def train(
-    model: nn.Module,
+    model: nn.Module | Checkpoint | str | Path,
     data: str | Path | Dataset,
     *,
     out: str | Path,
@@ -43,38 +48,52 @@ def train(
     resume: bool = True,
     device: str | None = None,
     changes: tuple[str, ...] = (),
+    teacher: Teacher | Checkpoint | nn.Module | str | Path | None = None,
+    distill: DistillConfig | None = None,
 ) -> Checkpoint:
-    """Train a classifier and keep the network with the best validation accuracy.
+    """Train a classifier, or go on training one, and keep the network with the best validation accuracy.
 
     The run folder ``out`` is itself a `Checkpoint`. A call on a finished run returns its checkpoint at once; on
     one that was stopped or killed it goes on from the last finished epoch and ends, on a CPU, with the same bits
     as if it had never stopped. Under ``torchrun`` all processes train together and the first one writes.
 
     Args:
-        model: a network of `create_model`: float32 ``[B, C, H, W]`` → logits ``[B, num_classes]``. Trained in
-            place; in the end it holds the weights of the checkpoint.
+        model: a network of `create_model`, pruned or fused since or not: float32 ``[B, C, H, W]`` → logits
+            ``[B, num_classes]``. Trained in place; in the end it holds the weights of the checkpoint. Or a Checkpoint,
+            or the folder of one, to begin with: its preprocess and its ``changes`` go on.
         data: a data set or its name (``"digits"``, ``"npz:data/cifar10"``); by name, its parts ``train`` and
             ``test`` are used.
         out: the run folder.
         epochs: replaces the config's.
         config: settings; by default the recipe of `edgevision.training.config.recipe_for`.
-        preprocess: by default the preset for the data, fitted to the model's input.
+        preprocess: by default the Checkpoint's that is begun with, or the preset for the data, fitted to the model's
+            input.
         val_data: what to validate on; by default the data's test part, or where it is not divided, every tenth
             picture of each class, which is then not trained on.
         resume: False starts over, whatever ``out`` holds.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; by default a GPU where there is one.
-        changes: what was done to the network before (``Checkpoint.changes``); ``"trained"`` is added.
+        changes: what was done to the network before (``Checkpoint.changes``); ``"trained"`` is added, or
+            ``"distilled"`` where there is a teacher.
+        teacher: a trained network to learn from besides the labels, see `edgevision.distillation.open_teacher`. It
+            answers the same augmented and mixed pictures that the model sees.
+        distill: what is learned from it; by default its logits, see `DistillConfig`.
 
     Raises:
         UsageError: settings or inputs that do not go together.
         DataError: data that cannot be read.
-        TrainingError: ``out`` is another run's, the data does not fit, or the loss became NaN.
+        CheckpointError: a checkpoint that cannot be read.
+        TrainingError: ``out`` is another run's, the data does not fit, a teacher with other classes, or the loss
+            became NaN.
         OutputError: ``out`` cannot be written.
         KeyboardInterrupt: Ctrl-C, with a message that says how to resume.
     """
+    model, begun = _begin(model, out)
+    lesson = _lesson(teacher, distill, out)
     arguments = architecture_of(model)["arguments"]
     input_size = int(arguments["input_size"])
     training, validation = open_parts(data, val_data)
+    if preprocess is None and begun is not None:
+        preprocess = begun.preprocess
     if preprocess is None:
         preprocess = default_preprocess(training.name, input_size=input_size, in_channels=arguments["in_channels"])
     check_preprocess(preprocess, model)
@@ -90,7 +109,38 @@ def train(
             ImageSource(training, preprocess, workers=config.workers),
             ImageSource(validation, preprocess, workers=config.workers),
         )
-        return _Run(model, *sources, config, RunFolder(out), group, changes).execute(resume)
+        history = changes if begun is None else (*begun.changes, *changes)
+        return _Run(model, *sources, config, RunFolder(out), group, history, lesson, begun).execute(resume)
+
+
+def _begin(model: nn.Module | Checkpoint | str | Path, out: str | Path) -> tuple[nn.Module, Checkpoint | None]:
+    """The network to train, and the checkpoint that it comes from, where it comes from one."""
+    if isinstance(model, nn.Module):
+        return model, None
+    if not isinstance(model, Checkpoint):
+        if not is_checkpoint(model):
+            raise UsageError(f"train takes a network of create_model or a Checkpoint folder; {model} is none")
+        _check_elsewhere(model, out, "network to begin with")
+        model = Checkpoint.open(model)
+    return model.build(), model
+
+
+def _lesson(
+    teacher: Teacher | Checkpoint | nn.Module | str | Path | None, distill: DistillConfig | None, out: str | Path
+) -> Lesson | None:
+    if teacher is None:
+        if distill is not None:
+            raise UsageError("distill says what to learn from a teacher: give a teacher, too")
+        return None
+    if isinstance(teacher, (str, Path)):
+        _check_elsewhere(teacher, out, "teacher")
+    return Lesson(open_teacher(teacher), distill or DistillConfig())
+
+
+def _check_elsewhere(source: str | Path, out: str | Path, what: str) -> None:
+    """The run's own checkpoint would take the place of what it begins with, and nothing could resume."""
+    if Path(source).resolve() == Path(out).resolve():
+        raise UsageError(f"{out} holds the {what}; write the new one into another folder with -o")
 
 
 def open_parts(data: str | Path | Dataset, val_data: str | Path | Dataset | None) -> tuple[Dataset, Dataset]:
@@ -129,13 +179,16 @@ class _Run:
     folder: RunFolder
     processes: Processes
     changes: tuple[str, ...]
+    lesson: Lesson | None
+    begun: Checkpoint | None
 
     def execute(self, resume: bool) -> Checkpoint:
-        self._checkpoint(self.model, {})  # refuse what could not be kept before it is trained
-        data = self.processes.on_main(lambda: self._open_folder(resume))
+        # before the folder is claimed: a mistake in the settings must not make it another run's
+        identity = self._identity(self._checkpoint(self.model, {}))
+        trainer = Trainer(self.model, self.training, self.config, self.processes, self.lesson)
+        data = self.processes.on_main(lambda: self._open_folder(identity, resume))
         if data == _FINISHED:
             return self._reopen()
-        trainer = Trainer(self.model, self.training, self.config, self.processes)
         progress = RunProgress()
         if data:
             state = TrainingState.from_bytes(data, str(self.folder.state))
@@ -159,12 +212,12 @@ class _Run:
             return None
         return MetricsLog(self.folder.path, progress.history, tensorboard=self.config.tensorboard)
 
-    def _open_folder(self, resume: bool) -> bytes:
+    def _open_folder(self, identity: dict[str, Any], resume: bool) -> bytes:
         """Claim the folder; its last state, empty for a new run, `_FINISHED` for one that is done."""
-        self.folder.claim(self._identity(), resume=resume)
+        self.folder.claim(identity, resume=resume)
         return _FINISHED if self.folder.finished.exists() else self.folder.read_state()
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, initial: Checkpoint) -> dict[str, Any]:
         """What makes two calls the same run."""
         config = {name: value for name, value in self.config.to_dict().items() if name not in NOT_PART_OF_THE_RUN}
         return {
@@ -175,6 +228,9 @@ class _Run:
             "data": _data_identity(self.training),
             "validation": _data_identity(self.validation),
             "preprocess": self.training.preprocess.to_dict(),
+            **({"channels": _digest_of(initial.channels)} if initial.channels else {}),
+            **({} if self.begun is None else {"initial_weights": weights_digest(self.model)}),
+            **({} if self.lesson is None else self.lesson.identity),
         }
 
     def _epochs(self, trainer: Trainer, progress: RunProgress, log: MetricsLog | None) -> None:
@@ -183,7 +239,8 @@ class _Run:
         self.training.fill_cache("reading training pictures", show=self.processes.main)
         self.validation.fill_cache("reading validation pictures", show=self.processes.main)
         name = architecture_of(self.model)["name"]
-        with _Bar(f"training {name}", self.config, trainer, progress, show=self.processes.main) as bar:
+        doing = "training" if self.lesson is None else "distilling"
+        with _Bar(f"{doing} {name}", self.config, trainer, progress, show=self.processes.main) as bar:
             while not self._stops(progress):
                 result = trainer.train_epoch(progress.epoch, bar.step)
                 loss, accuracy = evaluate(trainer.result, self.validation, self.processes, trainer.batch_size)
@@ -213,13 +270,16 @@ class _Run:
         self._checkpoint(trainer.result, metrics).save(self.folder.path)
 
     def _checkpoint(self, model: nn.Module, metrics: dict[str, float | None]) -> Checkpoint:
-        classes = self.training.dataset.classes
         outputs = architecture_of(model)["arguments"]["num_classes"]
+        known = (self.training.dataset.classes, () if self.begun is None else self.begun.classes)
+        classes = next((names for names in known if len(names) == outputs), ())
+        done = "trained" if self.lesson is None else "distilled"
         return Checkpoint.from_model(
             model,
             preprocess=self.training.preprocess,
-            classes=classes if len(classes) == outputs else (),
-            changes=(*self.changes, "trained") if "trained" not in self.changes else self.changes,
+            classes=classes,
+            # more of the same is no other step
+            changes=self.changes if self.changes[-1:] == (done,) else (*self.changes, done),
             metrics=metrics,
         )
 
@@ -321,6 +381,10 @@ def _advance(progress: RunProgress, trainer: Trainer, row: Row) -> None:
 
 def _data_identity(source: ImageSource) -> dict[str, Any]:
     return {"pictures": len(source), "digest": source.digest}
+
+
+def _digest_of(value: Any) -> str:
+    return sha256_bytes(json.dumps(value, sort_keys=True).encode())[:16]
 
 
 def _buffers_digest(model: nn.Module) -> str:

@@ -19,7 +19,7 @@ FLOAT32_TOLERANCE = 2e-5
 FLOAT64_TOLERANCE = 1e-12
 
 REP_NETS = [
-    *(f"{kind}_{size}" for kind in ("repvgg", "qarepvgg") for size in ("a0", "a1", "a2", "b0", "tiny")),
+    *(f"{kind}_{size}" for kind in ("repvgg", "qarepvgg", "repoptvgg") for size in ("a0", "a1", "a2", "b0", "tiny")),
     "efficientrep_n",
     "efficientrep_s",
 ]
@@ -56,7 +56,7 @@ def test_fused_equals_train_form(name: str, input_size: int) -> None:
     assert not is_reparameterizable(fused)
 
 
-@pytest.mark.parametrize("name", ["repvgg_tiny", "qarepvgg_tiny", "efficientrep_n"])
+@pytest.mark.parametrize("name", ["repvgg_tiny", "qarepvgg_tiny", "repoptvgg_tiny", "efficientrep_n"])
 def test_the_algebra_is_exact_in_float64(name: str) -> None:
     torch.manual_seed(1)
     model = create_model(name, num_classes=10, input_size=32, width=0.5).double()
@@ -122,7 +122,7 @@ def test_qarepvgg_s4_has_norms_on_the_dense_branch_and_after_the_sum_only() -> N
     assert names == {"rbr_dense.bn", "rbr_1x1.bn", "rbr_identity"}
 
 
-@pytest.mark.parametrize("name", ["repvgg_tiny", "qarepvgg_tiny", "efficientrep_n"])
+@pytest.mark.parametrize("name", ["repvgg_tiny", "qarepvgg_tiny", "repoptvgg_tiny", "efficientrep_n"])
 def test_fused_has_the_layout_of_deploy_and_says_so(name: str) -> None:
     model = create_model(name, num_classes=3, input_size=32, width=0.25)
     fused = reparameterize(model)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevision.data.datasets import ArrayDataset
+from edgevision.distillation import DistillConfig
 from edgevision.preprocess import Preprocess
 from edgevision.training import TrainConfig
 
@@ -59,6 +60,27 @@ def small_net(seed: int = 0, **kwargs: object) -> SmallNet:
         return SmallNet(**kwargs)
 
 
+class WideNet(SmallNet):
+    """A teacher of other widths; the layers have the same names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 12, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(12)
+        self.conv2 = nn.Conv2d(12, 24, 3, padding=1)
+        self.linear = nn.Linear(24, 4)
+
+
+def wide_net(seed: int = 50) -> WideNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return WideNet()
+
+
+# every loss at once, with an adapter each for features and channels
+LESSON = DistillConfig(temperature=3.0, alpha=0.6, features=(("conv2", "conv2"),), channelwise=(("norm", "norm"),))
+
+
 def pictures(count: int = 96, seed: int = 0, name: str = "pictures") -> ArrayDataset:
     """Four classes told apart by which quarter is bright."""
     generator = np.random.default_rng(seed)
@@ -89,9 +111,12 @@ def main(job: str) -> None:
     model = small_net(values["init"], **values["net"])
     # one process's own random start must not matter: rank 0's weights are everybody's
     out = Path(values["out"])
+    lesson = {}
+    if "distill" in values:
+        lesson = {"teacher": wide_net(), "distill": DistillConfig.from_dict(values["distill"])}
     checkpoint = train(
         model, pictures(), val_data=pictures(40, seed=9), out=out, config=TrainConfig.from_dict(values["config"]),
-        preprocess=PREPROCESS,
+        preprocess=PREPROCESS, **lesson,
     )  # fmt: skip
     import os
 

@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from small_run import EVERYTHING, PREPROCESS, pictures, same_bits, small_net, weights
+from small_run import EVERYTHING, LESSON, PREPROCESS, pictures, same_bits, small_net, weights, wide_net
 from torch import Tensor
 
+from edgevision.distillation import DistillConfig
 from edgevision.training import TrainConfig, train
 
+# a feature loss has the batch's mean square as its unit, which halves of a batch do not share
+LINEAR = DistillConfig(alpha=0.6, channelwise=(("conv2", "conv2"),)).to_dict()
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
@@ -85,6 +88,28 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 40
 
 
+def test_a_killed_distillation_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    config = {**EVERYTHING, "epochs": 30}
+    out = tmp_path / "killed"
+    values = {"out": str(out), "config": config, "init": 0, "net": {"dropout": 0.2}, "distill": LESSON.to_dict()}
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "small_run.py"), json.dumps(values)], env=environment(), stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for_epochs(out / "metrics.jsonl", 3, process)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    models = []
+    for init, folder in ((8, out), (0, tmp_path / "whole")):
+        models.append(small_net(init, dropout=0.2))
+        train(
+            models[-1], pictures(), val_data=pictures(40, seed=9), out=folder, config=TrainConfig.from_dict(config),
+            preprocess=PREPROCESS, teacher=wide_net(), distill=LESSON,
+        )  # fmt: skip
+    assert same_bits(*map(weights, models))
+
+
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Two runs one after the other in the same processes, each with a group of its own."""
     plain, normed = {**EVERYTHING, "epochs": 3}, {**EVERYTHING, "epochs": 2, "warmup_epochs": 1}
@@ -102,6 +127,24 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for name, value in of_rank("plain", 0).items():
         # sums of half batches are rounded in another order; 18 steps carry that on
         torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_two_processes_distil_as_one(tmp_path: Path) -> None:
+    """The adapters' gradients are averaged, too, and each process has the whole teacher."""
+    config = {**EVERYTHING, "epochs": 2, "warmup_epochs": 1}
+    values = {"config": config, "init": 0, "net": {"norm": False}, "distill": LINEAR}
+    status, errors = two_processes([json.dumps({**values, "out": str(tmp_path / "both")})])
+    assert status == 0, errors
+    ranks = [safetensors.torch.load_file(tmp_path / f"both-rank{rank}.safetensors") for rank in (0, 1)]
+    assert same_bits(*ranks)
+    alone = small_net(norm=False)
+    train(
+        alone, pictures(), val_data=pictures(40, seed=9), out=tmp_path / "alone", config=TrainConfig.from_dict(config),
+        preprocess=PREPROCESS, teacher=wide_net(), distill=DistillConfig.from_dict(LINEAR),
+    )  # fmt: skip
+    for name, value in ranks[0].items():
+        # sums of half batches are rounded in another order; 12 steps carry that on
+        torch.testing.assert_close(value, alone.state_dict()[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_a_mistake_of_the_first_process_stops_all(tmp_path: Path) -> None:

@@ -1,0 +1,154 @@
+"""`distill`: a smaller network learns from a trained one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgevision.data import open_dataset
+from edgevision.data.base import Dataset
+from edgevision.dependencies import require
+from edgevision.errors import UsageError
+from edgevision.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgevision.checkpoint import Checkpoint
+    from edgevision.distillation import DistillConfig, Teacher
+    from edgevision.training import TrainConfig
+
+
+def distill(
+    student: str | Path | nn.Module | Checkpoint,
+    *,
+    teacher: str | Path | nn.Module | Checkpoint | Teacher,
+    data: str | Path | Dataset,
+    out: str | Path,
+    epochs: int | None = None,
+    config: TrainConfig | None = None,
+    options: DistillConfig | None = None,
+    val_data: str | Path | Dataset | None = None,
+    preprocess: str | Path | Preprocess | None = None,
+    weights: str | Path | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    teacher_weights: str | Path | None = None,
+    teacher_arguments: Mapping[str, Any] | None = None,
+    resume: bool = True,
+    device: str | None = None,
+) -> Checkpoint:
+    """Train a student on a teacher's answers and the labels, and keep the best by validation accuracy.
+
+    The teacher answers the very pictures that the student sees, cropped, flipped and mixed. Interrupted, the same call
+    goes on from the last finished epoch and ends, on a CPU, with the same bits; see `edgevision.training.train`.
+
+    Args:
+        student: a Checkpoint (pruned or not) or the folder of one, a network of `create_model`, or a zoo name.
+        teacher: the same, except that a zoo name needs ``teacher_weights``; or a torch module of your own.
+        data: labelled pictures.
+        out: folder of the run and its Checkpoint.
+        epochs: replaces the config's.
+        config: settings of the training; by default the data's recipe.
+        options: what is learned from the teacher; by default its logits.
+        val_data: by default the data's test part, or every tenth picture.
+        preprocess: by default the student's own, else the teacher's where it fits, else the data's usual one.
+        weights: weight file to begin with, for a student by zoo name.
+        model_arguments: ``width``, ``input_size``, ``in_channels`` of a student by zoo name. Size and channels are by
+            default the teacher's, where it knows them.
+        teacher_weights: weight file of a teacher by zoo name.
+        teacher_arguments: its arguments; by default the student's outputs, channels and size.
+        resume: False starts over.
+        device: ``"cpu"``, ``"cuda"``; by default a GPU where there is one.
+
+    Raises:
+        UsageError: settings or inputs that do not go together; a layer that does not exist.
+        CheckpointError: a checkpoint or weight file that cannot be read.
+        DataError: data that cannot be read.
+        TrainingError: a teacher with other classes, or see `edgevision.training.train`.
+        OutputError: ``out`` cannot be written.
+    """
+    require("torch", purpose="distill networks")
+    from torch import nn
+
+    from edgevision.distillation import DistillConfig, open_teacher
+    from edgevision.models import MODELS
+    from edgevision.pipeline.preprocessing import load_preprocess
+    from edgevision.training import train
+
+    for what, path in (("student", student), ("teacher", teacher)):
+        if isinstance(path, (str, Path)) and Path(path).resolve() == Path(out).resolve():
+            raise UsageError(f"{out} holds the {what}; write the distilled network into another folder with -o")
+    by_name = isinstance(teacher, str) and teacher in MODELS and not Path(teacher).is_dir()
+    # a teacher that knows its input decides a fresh student's; one by name gets the student's
+    opened = None if by_name else open_teacher(teacher, weights=teacher_weights)
+    seed = 0 if config is None else config.seed
+    begun = _student(student, data, opened, weights=weights, arguments=model_arguments or {}, seed=seed)
+    arguments = _arguments(begun)
+    if opened is None:
+        opened = open_teacher(
+            teacher,
+            weights=teacher_weights,
+            arguments={name: arguments[name] for name in _INPUT if name in arguments} | dict(teacher_arguments or {}),
+        )
+    elif teacher_arguments:
+        raise UsageError("teacher_arguments complete a zoo name; this teacher has its own")
+    chosen = load_preprocess(preprocess) if isinstance(preprocess, (str, Path)) else preprocess
+    fresh = isinstance(student, (str, Path)) and isinstance(begun, nn.Module)
+    if chosen is None and fresh and opened.preprocess is not None:
+        size = arguments.get("input_size")
+        chosen = opened.preprocess if opened.preprocess.size == (size, size) else None
+    return train(
+        begun,
+        data,
+        out=out,
+        epochs=epochs,
+        config=config,
+        preprocess=chosen,
+        val_data=val_data,
+        resume=resume,
+        device=device,
+        changes=("pretrained",) if weights is not None else (),
+        teacher=opened,
+        distill=options or DistillConfig(),
+    )
+
+
+# what a teacher by zoo name takes from its student
+_INPUT = ("num_classes", "in_channels", "input_size")
+
+
+def _student(
+    student: str | Path | nn.Module | Checkpoint,
+    data: str | Path | Dataset,
+    teacher: Teacher | None,
+    *,
+    weights: str | Path | None,
+    arguments: Mapping[str, Any],
+    seed: int,
+) -> nn.Module | Checkpoint:
+    """What training begins with."""
+    from edgevision.checkpoint import Checkpoint, is_checkpoint
+    from edgevision.models import MODELS
+    from edgevision.pipeline.networks import network_for
+
+    if isinstance(student, (str, Path)) and not is_checkpoint(student):
+        if str(student) not in MODELS:
+            raise UsageError(f"{student}: no student: expected a Checkpoint folder (model.json in it) or a zoo name")
+        known = {} if teacher is None else _arguments(teacher.network)
+        taken = {name: known[name] for name in ("in_channels", "input_size") if name in known}
+        dataset = open_dataset(data, split="train")
+        return network_for(str(student), dataset, weights=weights, seed=seed, **{**taken, **arguments})
+    if weights is not None or arguments:
+        raise UsageError("weights, width, input size and channels complete a zoo name; this student has its own")
+    return Checkpoint.open(student) if isinstance(student, (str, Path)) else student
+
+
+def _arguments(network: object) -> Mapping[str, Any]:
+    """Arguments of the architecture of a network or Checkpoint; none for a module that does not tell."""
+    from edgevision.checkpoint import Checkpoint
+
+    if isinstance(network, Checkpoint):
+        return network.arguments
+    architecture = getattr(network, "architecture", None)
+    return dict(architecture["arguments"]) if isinstance(architecture, dict) else {}
