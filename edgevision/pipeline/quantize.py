@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,10 +13,12 @@ import numpy.typing as npt
 
 from edgevision import __version__
 from edgevision.data import batches, open_dataset
-from edgevision.data.base import Dataset, evenly_spaced
+from edgevision.data.base import Dataset, Subset, evenly_spaced
 from edgevision.dependencies import require
 from edgevision.errors import CalibrationError, UsageError
 from edgevision.files import write_text
+from edgevision.pipeline.data_care import preprocess_findings
+from edgevision.pipeline.keep_float import layers_in_float
 from edgevision.pipeline.preprocessing import fit_preprocess
 from edgevision.pipeline.workspace import digest_of, digest_of_samples
 from edgevision.preprocess import Preprocess
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
 
     from edgevision.checkpoint import Checkpoint
     from edgevision.graph import Graph
-    from edgevision.pipeline.convert import Job as ConvertJob
+    from edgevision.pipeline.planner import Planner
+    from edgevision_calibration.diagnostics import PictureWatch
     from edgevision_calibration.plan import QuantPlan
     from edgevision_calibration.qat.model import QuantizedModel
     from edgevision_calibration.qat.train import QatConfig, QatData
+    from edgevision_calibration.table import CalibrationTable
     from edgevision_converters.export import Source
 
 METHODS = ("default", "long", "qat")
@@ -54,6 +58,11 @@ class QuantizeOptions:
         step_lr: of ``qat``: quantization steps, relative to them; 0 keeps the observed ranges.
         seed: of ``long`` and ``qat``.
         augment: of ``qat``: crop and flip pictures as the recipe of their kind of data does.
+        grad_clip: of ``qat``: largest 2-norm of all gradients together; 0 turns clipping off.
+        ema_decay: of ``qat``: keep the moving average of what is learned; 0 turns it off.
+        label_weight: of ``qat``: share of the labels in the loss, 0 to 1; the float network's answers have the rest.
+        keep_float: layers that stay in float: names with ``*`` and ``?``, or INT8 bundles of a precision search, see
+            `edgevision.pipeline.keep_float.layers_in_float`.
         restart: start over, whatever the folder holds.
     """
 
@@ -67,6 +76,10 @@ class QuantizeOptions:
     step_lr: float = 1e-4
     seed: int = 0
     augment: bool = False
+    grad_clip: float = 0.0
+    ema_decay: float = 0.0
+    label_weight: float = 0.0
+    keep_float: tuple[str, ...] = ()
     restart: bool = False
 
     def __post_init__(self) -> None:
@@ -94,9 +107,12 @@ def quantize(
     It lowers to that target exactly as it was made, and to the others by the same ranges in their schemes. A call
     on a finished folder returns what is there; training that was interrupted goes on from its last epoch.
 
+    ``qat`` trains the fused graph: whatever the source is, its branches are summed and its batch norms folded, with the
+    statistics they were trained to, before the first step. The network in float is the teacher.
+
     Args:
         source: an ONNX file, a Checkpoint folder, a zoo name, a torch module, a Checkpoint or a canonical graph.
-        data: pictures; labels are not needed, the float network is the teacher.
+        data: pictures; labels are not needed, but where there are some, accuracy is measured with them.
         out: the folder.
         target: whose scheme is trained for.
         val_data: pictures to measure on; by default the data's test part, or every tenth picture where it is not
@@ -132,8 +148,6 @@ def quantize(
 
 def _parts(data: str | Path | Dataset, val_data: str | Path | Dataset | None) -> tuple[Dataset, Dataset]:
     """Pictures to train and to validate on."""
-    from edgevision.data.base import Subset
-
     training = open_dataset(data, split="train")
     if not len(training):
         raise CalibrationError(f"{training.name} holds no pictures: give --data a folder that does")
@@ -158,6 +172,7 @@ class _Job:
     target: str
     options: QuantizeOptions
     metrics: dict[str, float] = field(default_factory=dict)
+    findings: list[dict[str, str]] = field(default_factory=list)
 
     def run(self) -> QuantizedModel:
         from edgevision.training.folder import RunFolder
@@ -176,12 +191,15 @@ class _Job:
             graph, plan = reconstruct(graph, plan, pictures, config=config)
         elif self.options.method == "qat":
             graph, plan = self._train(graph, plan, folder.state)
+        table = self._observe(graph)
+        # the pictures are the same as before: so is what is doubtful about them
+        table.findings = self.findings
         model = QuantizedModel(
             name=self.source.name,
             graph=graph,
             original=self.source.graph,
             plan=plan,
-            table=self._observe(graph),
+            table=table,
             preprocess=self.preprocess,
             method=self.options.method,
             classes=self.source.classes,
@@ -196,6 +214,7 @@ class _Job:
     def _identity(self) -> dict[str, Any]:
         """What makes two calls the same run."""
         options = {name: value for name, value in vars(self.options).items() if name != "restart"}
+        options["keep_float"] = list(self.options.keep_float)
         return {
             "quantize": options,
             "target": self.target,
@@ -206,29 +225,41 @@ class _Job:
             "version": __version__,
         }
 
-    def _calibration_set(self) -> Dataset:
+    def _calibration_set(self) -> Subset:
         return evenly_spaced(self.training, min(self.options.calibration_images, len(self.training)))
 
-    def _observe(self, graph: Graph) -> Any:
+    def _observe(self, graph: Graph, watch: PictureWatch | None = None) -> CalibrationTable:
         from edgevision_calibration.observe import observe
 
         chosen = self._calibration_set()
         pictures = track((batch for batch, _ in batches(chosen, self.preprocess, 1)), "calibrate", len(chosen))
-        return observe(graph, pictures, preprocess_digest=self.preprocess.digest, source=chosen.name)
+        watched = pictures if watch is None else watch.watch(pictures)
+        return observe(graph, watched, preprocess_digest=self.preprocess.digest, source=chosen.name)
 
     def _calibrated(self) -> tuple[Graph, QuantPlan]:
-        """The treated graph and the plan that learning begins with."""
+        """The treated graph and the plan that learning begins with; what is doubtful about the pictures is kept."""
+        from edgevision_calibration.diagnostics import PictureWatch, diagnose
         from edgevision_calibration.equalization import equalize
         from edgevision_calibration.planning import make_plan
         from edgevision_calibration.scheme import scheme_for
 
-        graph = self.source.graph
+        graph, chosen = self.source.graph, self._calibration_set()
+        keep_float = layers_in_float(graph, self.options.keep_float)
         if self.options.equalize:
-            few = evenly_spaced(self._calibration_set(), min(_EQUALIZE_PICTURES, len(self._calibration_set())))
+            few = evenly_spaced(chosen, min(_EQUALIZE_PICTURES, len(chosen)))
             graph = equalize(graph, (batch for batch, _ in batches(few, self.preprocess, 1))).graph
-        return graph, make_plan(graph, self._observe(graph), scheme_for(self.target), ranges=self.options.ranges)
+        watch = PictureWatch()
+        table = self._observe(graph, watch)
+        findings = diagnose(table, graph, watch)
+        findings += preprocess_findings(self.source.graph, self.source.task, self.preprocess, chosen)
+        self.findings = [finding.to_dict() for finding in findings]
+        scheme = scheme_for(self.target)
+        plan = make_plan(graph, table, scheme, ranges=self.options.ranges, keep_float=keep_float)
+        # other targets than this one must know which of its float layers were asked for
+        return graph, replace(plan, calibration={**plan.calibration, "keep_float": keep_float})
 
     def _train(self, graph: Graph, plan: QuantPlan, state: Path) -> tuple[Graph, QuantPlan]:
+        from edgevision.training.config import recipe_for
         from edgevision_calibration.qat.train import QatConfig, train_quantized
 
         options = self.options
@@ -237,10 +268,11 @@ class _Job:
             batch_size=min(options.batch_size, len(self.training)),
             lr=options.lr,
             step_lr=options.step_lr,
+            grad_clip=options.grad_clip,
+            ema_decay=options.ema_decay,
+            label_weight=options.label_weight,
             seed=options.seed,
         )
-        from edgevision.training.config import recipe_for
-
         recipe = recipe_for(self.training.name, input_size=max(self.preprocess.size))
         with _threads(recipe.threads):
             result = train_quantized(
@@ -255,13 +287,14 @@ class _Job:
         from edgevision.training.augment import Augment
         from edgevision.training.config import recipe_for
         from edgevision.training.source import ImageSource, epoch_plan
-        from edgevision_calibration.qat.train import QatData
+        from edgevision_calibration.qat.train import LabelledBatch, QatData
 
         size = max(self.preprocess.size)
         recipe = replace(recipe_for(self.training.name, input_size=size), seed=config.seed, erasing=0.0)
         augment = Augment(recipe)
-        training = ImageSource(_Unlabelled(self.training), self.preprocess)
-        validation = ImageSource(_Unlabelled(self.validation), self.preprocess)
+        training = ImageSource(_Labelled(self.training), self.preprocess)
+        validation = ImageSource(_Labelled(self.validation), self.preprocess)
+        known = self._labels_known()
         for source in (training, validation):
             source.fill_cache("reading pictures")
 
@@ -269,16 +302,31 @@ class _Job:
             flat = pixels[..., 0] if self.preprocess.channels == 1 else pixels
             return np.stack([self.preprocess.normalize(picture) for picture in flat])
 
-        def epoch(number: int) -> Iterator[npt.NDArray[np.float32]]:
+        def epoch(number: int) -> Iterator[LabelledBatch]:
             for indices in epoch_plan(config.seed, number, len(training), config.batch_size):
                 pixels = training.pixels(indices)
-                yield normalized(augment(pixels, indices, number) if self.options.augment else pixels)
+                images = normalized(augment(pixels, indices, number) if self.options.augment else pixels)
+                yield images, training.labels[indices] if known else None
 
-        def validate() -> Iterable[npt.NDArray[np.float32]]:
+        def validate() -> Iterator[LabelledBatch]:
             for start in range(0, len(validation), config.batch_size):
-                yield validation.inputs(np.arange(start, min(start + config.batch_size, len(validation))))
+                indices = np.arange(start, min(start + config.batch_size, len(validation)))
+                yield validation.inputs(indices), validation.labels[indices] if known else None
 
         return QatData(epoch, len(training) // config.batch_size, validate)
+
+    def _labels_known(self) -> bool:
+        """Whether both parts have class labels that the network has outputs for."""
+        if self.source.task != "classification":
+            return False
+        outputs = self.source.graph.shapes[self.source.graph.output_names[0]][1]
+        for dataset in (self.training, self.validation):
+            labels = dataset.labels
+            if labels is None or not len(labels) or labels.min() < 0:
+                return False
+            if outputs is not None and labels.max() >= outputs:
+                return False
+        return True
 
 
 def reparameterization_report(
@@ -352,7 +400,7 @@ def trained_source(model: QuantizedModel) -> Source:
     return Source(model.original, model.name, model.preprocess, model.classes, model.task, model.description)
 
 
-def reconstructed(job: ConvertJob, graph: Graph, plan: QuantPlan) -> tuple[Graph, QuantPlan]:
+def reconstructed(job: Planner, graph: Graph, plan: QuantPlan) -> tuple[Graph, QuantPlan]:
     """A graph and plan after the long method, from the workspace where an earlier call left them."""
     from edgevision.graph import Graph
     from edgevision_calibration.plan import QuantPlan
@@ -384,14 +432,16 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Unlabelled:
-    """A data set whose labels nobody looks at: self-distillation needs none."""
+class _Labelled:
+    """A data set whose pictures need no labels: where it has none, all are 0 and nobody looks at them."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
         self.name = dataset.name
         self.classes = dataset.classes
-        self.labels = np.zeros(len(dataset), np.int64)
+        labels = dataset.labels
+        usable = labels is not None and len(labels) > 0 and labels.min() >= 0
+        self.labels = labels if usable else np.zeros(len(dataset), np.int64)
 
     def __len__(self) -> int:
         return len(self.dataset)

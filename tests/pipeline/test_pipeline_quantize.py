@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from edgevision.bundle import Bundle
 from edgevision.cli import main
 from edgevision.data import batches, evenly_spaced, open_dataset
-from edgevision.errors import CheckpointError, TrainingError, UsageError
+from edgevision.errors import BundleError, CheckpointError, TrainingError, UsageError
 from edgevision.models import create_model
 from edgevision.pipeline.convert import ConvertOptions, convert
 from edgevision.pipeline.golden import run_graph
+from edgevision.pipeline.keep_float import layers_in_float
 from edgevision.pipeline.quantize import QuantizeOptions, quantize, reparameterization_report
 from edgevision.training import TrainConfig, train
 from edgevision_calibration.channels import channel_groups
@@ -174,6 +177,59 @@ def test_convert_by_the_long_method_goes_on_where_it_stopped(run, tmp_path, monk
     monkeypatch.setattr(reconstruction, "reconstruct", must_not_run)
     second = convert(str(folder), **call)[0]
     assert second.manifest.provenance["recipe"] == first.manifest.provenance["recipe"]
+
+
+def test_layers_asked_for_stay_in_float_on_every_target(run, tmp_path):
+    _, source, rescaled = run
+    options = replace(QUICK, epochs=1, keep_float=("stage4.*",), ema_decay=0.9, label_weight=0.2, augment=True)
+    call = {"data": "digits", "out": tmp_path / "model", "preprocess": source.preprocess}
+    model = quantize(rescaled, **call, options=options)
+    kept = [node for node in rescaled.nodes if len(node.input) > 1 and node.input[1].startswith("stage4.")]
+    assert len(kept) == 1
+    for target in SCHEMES:
+        plan = model.plan_for(target)
+        assert "as asked for" in plan.float_ops[kept[0].name]
+        assert kept[0].input[1] not in plan.weights
+    assert {"top1", "before_top1", "float_top1"} <= set(model.metrics)
+    again = QuantizedModel.open(tmp_path / "model")
+    assert again.plan_for("tensorrt").float_ops == model.plan_for("tensorrt").float_ops
+    with pytest.raises(UsageError, match="stage4"):
+        quantize(rescaled, **{**call, "out": tmp_path / "x"}, options=replace(options, keep_float=("stage4.0.rbr",)))
+
+
+def test_what_a_search_left_in_float_is_taken_from_its_bundle(run):
+    _, source, _ = run
+    layers = [node.name for node in source.graph.nodes if node.op_type in {"Conv", "Gemm"}]
+    found = {layers[2]: "kept by the search: 20 dB", layers[0]: "the target cannot"}
+    plan = json.dumps({"float_ops": found}).encode()
+
+    def bundle(precision, calibration):
+        manifest = SimpleNamespace(precision=precision, provenance={"calibration": calibration})
+        return SimpleNamespace(manifest=manifest, read=lambda name: plan)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bundle, "open", lambda path: bundle("int8", {"search": {"float_nodes": [layers[2]]}}))
+        assert layers_in_float(source.graph, ["a.evb"]) == {layers[2]: found[layers[2]]}
+        patch.setattr(Bundle, "open", lambda path: bundle("int8", {}))
+        assert layers_in_float(source.graph, ["a.evb"]) == found
+        patch.setattr(Bundle, "open", lambda path: bundle("fp16", {}))
+        with pytest.raises(UsageError, match="int8"):
+            layers_in_float(source.graph, ["a.evb"])
+    with pytest.raises(BundleError):
+        layers_in_float(source.graph, ["nowhere.evb"])
+
+
+def test_what_is_doubtful_about_the_pictures_reaches_the_bundle(run, tmp_path, capsys):
+    folder, _, _ = run
+    out = tmp_path / "few"
+    command = ["quantize", str(folder), "--method", "default", "--data", "digits", "--calibration-images", "8"]
+    assert main([*command, "-o", str(out), "--json", "--quiet"]) == 0
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)["warnings"]
+    assert "too_few" in {finding["kind"] for finding in told}
+    assert "8 calibration pictures" in printed.err
+    bundle = convert(str(out), targets=["onnxruntime"], precision="int8", data="digits", out=tmp_path)[0]
+    assert bundle.manifest.provenance["calibration"]["findings"] == told
 
 
 def test_a_changed_folder_is_refused(trained, tmp_path):

@@ -15,8 +15,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from edgevision.dependencies import require
 from edgevision.errors import CheckpointError
 from edgevision.files import write_json, write_text
 from edgevision.graph import Graph
@@ -25,6 +26,9 @@ from edgevision_calibration.plan import ActivationQuant, QuantPlan
 from edgevision_calibration.planning import activation_quant, make_plan
 from edgevision_calibration.scheme import scheme_for
 from edgevision_calibration.table import CalibrationTable
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SCHEMA_VERSION = 1
 DESCRIPTION, GRAPH, ORIGINAL, PLAN, TABLE = "quantized.json", "graph.onnx", "original.onnx", "plan.json", "table"
@@ -63,12 +67,14 @@ class QuantizedModel:
     def plan_for(self, target: str) -> QuantPlan:
         """The plan as it is for its own target; for another its ranges and weight steps in that target's scheme.
 
-        Tensors that the own target leaves in float get their range from what was observed.
+        Layers that were asked to stay in float do so on every target, with the weights that they had. Tensors that
+        the own target leaves in float get their range from what was observed.
         """
         if target == self.plan.scheme.target:
             return self.plan
         scheme = scheme_for(target)
-        plan = make_plan(self.graph, self.table, scheme, bias_correction=False)
+        kept_in_float = dict(self.plan.calibration.get("keep_float", {}))
+        plan = make_plan(self.graph, self.table, scheme, keep_float=kept_in_float, bias_correction=False)
         low, high = self.plan.scheme.quant_range
         learned = {
             name: ((low - quant.zero_point) * quant.scale, (high - quant.zero_point) * quant.scale)
@@ -94,6 +100,22 @@ class QuantizedModel:
         }
         calibration = {**plan.calibration, "method": self.method, "learned_for": self.plan.scheme.target}
         return replace(plan, activations=activations, weights=weights, biases=biases, calibration=calibration)
+
+    def build(self) -> nn.Module:
+        """The quantized network in torch: float32 [B, C, H, W] → outputs as the plan's integers give them.
+
+        One output comes as a tensor, several as name → tensor. It is the reference that engines are compared with,
+        in eval mode; to train it, see `edgevision_calibration.qat.train`.
+
+        Raises:
+            UnsupportedOpError: an op of the graph has no torch form.
+            MissingDependencyError: torch is not installed.
+        """
+        require("torch", purpose="build models")
+        from edgevision_calibration.torch_graph.fake_quant import FakeQuantGraph
+        from edgevision_calibration.torch_graph.module import answers_of
+
+        return answers_of(FakeQuantGraph(self.graph, self.plan))
 
     def save(self, path: str | Path) -> Path:
         """Write the folder; the description comes last, so that a folder that has one is whole.
