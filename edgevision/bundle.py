@@ -4,11 +4,12 @@
 
     manifest.json        schema version, task, classes, preprocess, target, precision, thresholds, provenance,
                          size and SHA-256 of every other file, and its own SHA-256
-    engine/…             the engine's own files, untouched
+    engine/…             the engine's own files, untouched, or packed (see `edgevision.compression`)
     golden.npz           golden inputs, FP32 outputs, and (INT8) the outputs of the plan's fake-quantized reference
     plan.json            (INT8) the quantization plan
 
-Only files the manifest lists are ever read, by name, into memory: no path out of a bundle is followed.
+Only files the manifest lists are ever read, by name, into memory: no path out of a bundle is followed. Of a packed
+file the manifest has the size and hash both as it is stored and as it is unpacked, and both are checked.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,12 +26,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgevision.compression.codec import NAME as CODING
+from edgevision.compression.codec import unpack
 from edgevision.errors import BundleError, OutputError
 from edgevision.files import atomic_path, sha256_bytes, write_bytes
 from edgevision.preprocess import Preprocess
 from edgevision.runtime.tensors import TensorSpec
 
-SCHEMA_VERSION = 1
+# bundles without packed files are still written as version 1, which older readers take
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 PLAN = "plan.json"
@@ -40,7 +44,7 @@ SUFFIX = ".evb"
 # than `MAX_RATIO` times its own size: weights never shrink so far, a small file that fills a board's memory does
 MAX_BYTES = 4 << 30
 MAX_RATIO = 100
-_ALWAYS_ALLOWED = 64 << 20
+ALWAYS_ALLOWED = 64 << 20
 MAX_MANIFEST_BYTES = 16 << 20
 
 # what Python's zip and npz readers raise for damaged files, encrypted ones and unknown compression included
@@ -99,7 +103,7 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON takes them."""
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": 1,
             "name": self.name,
             "task": self.task,
             "target": self.target,
@@ -143,12 +147,27 @@ class Manifest:
 
 
 class Bundle:
-    """A bundle read into memory, every file checked against its hash. Open one with `Bundle.open`."""
+    """A bundle read into memory, every file checked against its hash. Open one with `Bundle.open`.
 
-    def __init__(self, manifest: Manifest, files: Mapping[str, bytes], path: Path | None = None) -> None:
+    Args:
+        manifest: what it is.
+        files: name → content.
+        path: where it lies.
+        packed: name → packed form (`edgevision.compression.packing.pack`) of the files to be stored so.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        files: Mapping[str, bytes],
+        path: Path | None = None,
+        packed: Mapping[str, bytes] | None = None,
+    ) -> None:
         self.manifest = manifest
         self.path = path
         self._files = dict(files)
+        self._packed = dict(packed or {})
+        self._stored: dict[str, int] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -167,7 +186,9 @@ class Bundle:
             raise BundleError(f"{path}: {error}") from error.__cause__
         except _UNREADABLE as error:
             raise BundleError(f"{path}: not a readable bundle: {error}") from error
-        return cls(read[0], read[1], path)
+        bundle = cls(read.manifest, read.files, path, read.packed)
+        bundle._stored = read.stored
+        return bundle
 
     @property
     def files(self) -> list[str]:
@@ -227,6 +248,21 @@ class Bundle:
         """Size of the engine's own files, in bytes."""
         return sum(len(self.read(name)) for name in self.manifest.engine_files.values())
 
+    @property
+    def stored_engine_bytes(self) -> int | None:
+        """Bytes the engine's files take where the bundle lies; None for one that lies nowhere."""
+        if not self._stored:
+            return None
+        return sum(self._stored[name] for name in self.manifest.engine_files.values())
+
+    @property
+    def compression(self) -> str | None:
+        """How the bundle is compressed: ``lossless``, or ``6 bits`` of shared weights; None where it is not."""
+        if not self._packed:
+            return None
+        bits = dict(self.manifest.provenance.get("compression", {})).get("bits")
+        return f"{bits} bits" if bits else "lossless"
+
     def save(self, path: str | Path) -> Path:
         """Write a ``.evb`` zip, or a folder where ``path`` does not end in ``.evb``; atomic.
 
@@ -234,52 +270,84 @@ class Bundle:
             OutputError: the folder is read-only or the disk is full.
         """
         path = Path(path)
-        files = {MANIFEST: self._manifest_bytes(), **self._files}
+        files = {MANIFEST: self._manifest_bytes(), **self._files, **self._packed}
         if path.suffix == SUFFIX:
             with atomic_path(path) as temporary:
-                _write_zip(temporary, files)
+                self._stored = _write_zip(temporary, files, set(self._packed))
         else:
             if path.exists() and not path.is_dir():
                 raise OutputError(f"cannot write {path}: a file is in the way; name the bundle *{SUFFIX}")
             # the manifest last: a folder without one is no bundle
             for name in [*self.files, MANIFEST]:
                 write_bytes(path / name, files[name])
+            self._stored = {name: len(data) for name, data in files.items()}
         self.path = path
         return path
 
     def _manifest_bytes(self) -> bytes:
         values = self.manifest.to_dict()
-        values["files"] = {
-            name: {"bytes": len(data), "sha256": sha256_bytes(data)} for name, data in sorted(self._files.items())
-        }
+        values["files"] = {name: self._listing(name) for name in sorted(self._files)}
+        if self._packed:
+            values["schema_version"] = SCHEMA_VERSION
         values["sha256"] = _manifest_digest(values)
         return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
 
+    def _listing(self, name: str) -> dict[str, Any]:
+        """What the manifest says of a file."""
+        data = self._files[name]
+        said: dict[str, Any] = {"bytes": len(data), "sha256": sha256_bytes(data)}
+        if (packed := self._packed.get(name)) is not None:
+            said["stored"] = {"coding": CODING, "bytes": len(packed), "sha256": sha256_bytes(packed)}
+        return said
 
-def golden_bytes(groups: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> bytes:
+
+def golden_bytes(groups: Mapping[str, Mapping[str, npt.NDArray[Any]]], *, compress: bool = True) -> bytes:
     """Encode golden tensors as ``golden.npz``.
 
     Args:
         groups: ``outputs`` and ``reference`` as `Bundle.golden` returns them, with ``inputs`` or, for pictures,
             ``pixels``: input name → ``uint8`` ``[N, H, W]`` or ``[N, H, W, 3]`` as `Preprocess.geometry` gives them.
+        compress: deflate them; not for a file that is to be packed, which is smaller for being plain.
     """
     stream = io.BytesIO()
     arrays = {f"{group}/{name}": value for group, named in groups.items() for name, value in named.items()}
-    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    (np.savez_compressed if compress else np.savez)(stream, **arrays)  # type: ignore[arg-type]
     return stream.getvalue()
 
 
-def _write_zip(path: Path, files: Mapping[str, bytes]) -> None:
+def _write_zip(path: Path, files: Mapping[str, bytes], packed: Collection[str]) -> dict[str, int]:
+    """Write a zip; returns the bytes that each file takes in it."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in files.items():
-            # a fixed date makes equal content equal bytes; npz is compressed already
+            # a fixed date makes equal content equal bytes; npz and packed files are compressed already
             info = zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0))
             info.external_attr = 0o644 << 16
-            method = zipfile.ZIP_STORED if name.endswith(".npz") else zipfile.ZIP_DEFLATED
+            plain = name.endswith(".npz") or name in packed
+            method = zipfile.ZIP_STORED if plain else zipfile.ZIP_DEFLATED
             archive.writestr(info, data, compress_type=method, compresslevel=6)
+        return {info.filename: info.compress_size for info in archive.infolist()}
 
 
-def _read_zip(path: Path) -> tuple[Manifest, dict[str, bytes]]:
+@dataclass(frozen=True)
+class _Listed:
+    """What a manifest says of one file; ``stored_sha256`` and no other coding where it is packed."""
+
+    bytes: int
+    sha256: str
+    stored_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A bundle as it was read."""
+
+    manifest: Manifest
+    files: dict[str, bytes]
+    packed: dict[str, bytes]
+    stored: dict[str, int]
+
+
+def _read_zip(path: Path) -> _Read:
     if not zipfile.is_zipfile(path):
         raise BundleError("not a bundle: neither a folder nor a .evb zip")
     with zipfile.ZipFile(path) as archive:
@@ -289,7 +357,7 @@ def _read_zip(path: Path) -> tuple[Manifest, dict[str, bytes]]:
             if info.filename in sizes:
                 raise BundleError(f"{info.filename!r} is in the zip twice; make the bundle again")
             sizes[info.filename] = info.file_size
-        limit = min(MAX_BYTES, max(_ALWAYS_ALLOWED, MAX_RATIO * path.stat().st_size))
+        limit = _limit(path.stat().st_size)
         if sum(sizes.values()) > limit:
             raise BundleError(f"claims {sum(sizes.values())} bytes unpacked; the limit is {limit}")
         if MANIFEST not in sizes:
@@ -300,16 +368,44 @@ def _read_zip(path: Path) -> tuple[Manifest, dict[str, bytes]]:
             raise BundleError(f"holds files its manifest does not list: {', '.join(sorted(extra))}")
         if missing := set(listed) - set(sizes):
             raise BundleError(f"incomplete: {', '.join(sorted(missing))} is missing; make the bundle again")
-        return manifest, {name: _checked(name, archive.read(name), listed[name]) for name in listed}
+        stored = {info.filename: info.compress_size for info in archive.infolist()}
+        return _open_files(manifest, listed, {name: archive.read(name) for name in listed}, stored, limit)
 
 
-def _read_folder(path: Path) -> tuple[Manifest, dict[str, bytes]]:
+def _read_folder(path: Path) -> _Read:
     if not (path / MANIFEST).is_file():
         raise BundleError("not a bundle: it has no manifest.json")
     manifest_file = _inside(path, MANIFEST)
     _check_manifest_size(manifest_file.stat().st_size)
     manifest, listed = _parse_manifest(manifest_file.read_bytes())
-    return manifest, {name: _checked(name, _inside(path, name).read_bytes(), listed[name]) for name in listed}
+    found = {name: _inside(path, name).read_bytes() for name in listed}
+    stored = {name: len(data) for name, data in found.items()}
+    return _open_files(manifest, listed, found, stored, _limit(sum(stored.values())))
+
+
+def _limit(size: int) -> int:
+    """Bytes that a bundle of ``size`` bytes may unpack to."""
+    return min(MAX_BYTES, max(ALWAYS_ALLOWED, MAX_RATIO * size))
+
+
+def _open_files(
+    manifest: Manifest, listed: Mapping[str, _Listed], found: dict[str, bytes], stored: dict[str, int], limit: int
+) -> _Read:
+    """Check every file against its hash, and unpack those that are packed."""
+    claimed = sum(entry.bytes for entry in listed.values() if entry.stored_sha256 is not None)
+    if claimed > limit:
+        raise BundleError(f"claims {claimed} bytes unpacked; the limit is {limit}")
+    files, packed = {}, {}
+    for name, entry in listed.items():
+        data = found.pop(name)
+        if entry.stored_sha256 is not None:
+            packed[name] = _checked(name, data, entry.stored_sha256)
+            try:
+                data = unpack(data, entry.bytes)
+            except BundleError as error:
+                raise BundleError(f"{name}: {error}") from error
+        files[name] = _checked(name, data, entry.sha256)
+    return _Read(manifest, files, packed, stored)
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -327,11 +423,12 @@ def _check_manifest_size(size: int) -> None:
         raise BundleError(f"manifest.json has {size} bytes; the limit is {MAX_MANIFEST_BYTES}")
 
 
-def _parse_manifest(data: bytes) -> tuple[Manifest, dict[str, str]]:
+def _parse_manifest(data: bytes) -> tuple[Manifest, dict[str, _Listed]]:
     try:
         values = json.loads(data)
         version = int(values["schema_version"])
-        listed = {str(name): str(entry["sha256"]) for name, entry in values["files"].items()}
+        entries = dict(values["files"].items()) if version <= SCHEMA_VERSION else {}
+        listed = {str(name): _listed(name, entry) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BundleError(f"manifest.json is damaged: {error}") from error
     if version > SCHEMA_VERSION:
@@ -347,6 +444,21 @@ def _parse_manifest(data: bytes) -> tuple[Manifest, dict[str, str]]:
     if unlisted := set(manifest.engine_files.values()) - set(listed):
         raise BundleError(f"manifest.json names engine files it does not list: {', '.join(sorted(unlisted))}")
     return manifest, listed
+
+
+def _listed(name: str, entry: Mapping[str, Any]) -> _Listed:
+    """One file of the manifest; a size counts only where something is to be unpacked to it."""
+    if "stored" not in entry:
+        return _Listed(0, str(entry["sha256"]))
+    if entry["stored"]["coding"] != CODING:
+        raise BundleError(
+            f"{name} is packed by {entry['stored']['coding']!r}, which this edgevision does not know: "
+            "pip install --upgrade edgevision"
+        )
+    size = int(entry["bytes"])
+    if size < 0:
+        raise ValueError(f"{name} has {size} bytes")
+    return _Listed(size, str(entry["sha256"]), str(entry["stored"]["sha256"]))
 
 
 def _manifest_digest(values: Mapping[str, Any]) -> str:

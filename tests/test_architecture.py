@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "edgevision_benchmarks": {"edgevision", "edgevision_benchmarks"},
 }
 # what stands on top of the rooms imports them inside functions
-ON_TOP = ("edgevision.cli", "edgevision.pipeline")
+ON_TOP = ("edgevision.cli", "edgevision.pipeline", "edgevision.recipe")
 # the one module of what stands on top that rooms read: where the graph of a bundle is kept
 READ_FROM_BELOW = "edgevision.pipeline.workspace"
 
@@ -40,6 +40,7 @@ DEVICE_SIDE = (
     "edgevision.preprocess",
     "edgevision.tasks",
     "edgevision.bundle",
+    "edgevision.compression",
     "edgevision.parity",
     "edgevision.runtime",
     "edgevision.data",
@@ -138,8 +139,8 @@ def test_the_scan_sees_what_there_is():
     assert len(modules()) > 100
     assert "numpy" in imports("edgevision.bundle", inside_functions=False)
     assert "edgevision.runtime.session" in imports("edgevision.parity", inside_functions=False)
-    assert "edgevision_calibration.observe" in imports("edgevision.pipeline.convert", inside_functions=True)
-    assert "edgevision_calibration.observe" not in imports("edgevision.pipeline.convert", inside_functions=False)
+    assert "edgevision_calibration.observe" in imports("edgevision.pipeline.planner", inside_functions=True)
+    assert "edgevision_calibration.observe" not in imports("edgevision.pipeline.planner", inside_functions=False)
     assert "torch" in closure("edgevision.models.layers")[1]
 
 

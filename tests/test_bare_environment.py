@@ -33,9 +33,10 @@ PACKAGES = {
 BROUGHT = ("numpy", "pillow")
 # what every module of these must do without: torch, onnx, and whatever else an extra brings
 DEVICE_SIDE = (
-    "edgevision.bundle", "edgevision.cli", "edgevision.data", "edgevision.dependencies", "edgevision.devices",
-    "edgevision.errors", "edgevision.files", "edgevision.images", "edgevision.parity", "edgevision.preprocess",
-    "edgevision.progress", "edgevision.registry", "edgevision.runtime", "edgevision.tasks", "edgevision_benchmarks",
+    "edgevision.bundle", "edgevision.cli", "edgevision.compression", "edgevision.data", "edgevision.dependencies",
+    "edgevision.devices", "edgevision.errors", "edgevision.files", "edgevision.images", "edgevision.parity",
+    "edgevision.preprocess", "edgevision.progress", "edgevision.registry", "edgevision.runtime", "edgevision.tasks",
+    "edgevision_benchmarks",
 )  # fmt: skip
 
 

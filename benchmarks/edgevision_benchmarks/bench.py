@@ -277,7 +277,11 @@ def _reference_of(candidate: _Candidate, candidates: list[_Candidate]) -> str | 
     possible = [
         other
         for other in candidates
-        if other.bundle.manifest.name == mine.name and other.bundle.manifest.precision == "fp32" and other.times
+        if other.bundle.manifest.name == mine.name
+        and other.bundle.manifest.precision == "fp32"
+        and other.times
+        # shared weights answer otherwise than the network they were made from
+        and other.bundle.compression in (None, "lossless")
     ]
     possible.sort(
         key=lambda other: (other.bundle.manifest.target != "onnxruntime", other.bundle.manifest.target != mine.target)
@@ -298,6 +302,8 @@ def _result(candidate: _Candidate, count: int, settings: BenchOptions) -> Result
         batch=settings.batch,
         size_bytes=size_bytes(path),
         engine_bytes=candidate.bundle.engine_bytes,
+        stored_bytes=candidate.bundle.stored_engine_bytes,
+        compression=candidate.bundle.compression,
         sha256=sha256_file(path) if path.is_file() else None,
         engine_sha256=candidate.bundle.digest,
         error="; ".join(failure for failure in failures if failure) or None,

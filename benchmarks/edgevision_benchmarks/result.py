@@ -35,7 +35,9 @@ class Result:
         first_inference_ms: first inference after loading, median of rounds.
         peak_memory_bytes: greatest resident memory of the process that ran it, interpreter included.
         size_bytes: the bundle on disk.
-        engine_bytes: the engine's own files.
+        engine_bytes: the engine's own files, unpacked.
+        stored_bytes: the same as they lie in the bundle.
+        compression: ``lossless``, or ``6 bits`` of shared weights; None where the bundle is not compressed.
         accuracy: top-1, 0..1.
         accuracy_ci95: Wilson's 95% interval of it.
         top5: top-5, 0..1.
@@ -72,6 +74,8 @@ class Result:
     peak_memory_bytes: int | None = None
     size_bytes: int | None = None
     engine_bytes: int | None = None
+    stored_bytes: int | None = None
+    compression: str | None = None
     accuracy: float | None = None
     accuracy_ci95: Interval | None = None
     top5: float | None = None
@@ -91,6 +95,11 @@ class Result:
     def p50(self) -> float | None:
         """Median latency of the engine, milliseconds."""
         return None if self.latency_ms is None else self.latency_ms["p50"]
+
+    @property
+    def exact(self) -> bool:
+        """Whether its weights are those of the network: FP32, and none of them shared."""
+        return self.precision == "fp32" and self.compression in (None, "lossless")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON takes them."""

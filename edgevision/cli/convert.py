@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from edgevision.bundle import Bundle
     from edgevision.parity import Verification
 
+# of weights where --compress names no number
+_SHARED_BITS = "6"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
@@ -29,8 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-drop", type=float, metavar="POINTS", help="leave as many layers in float as it takes to "
                         "lose at most so many points on --val-data, e.g. 0.5")  # fmt: skip
     parser.add_argument("--val-data", metavar="KIND:PATH", help="pictures to measure the loss on, best with labels")
-    parser.add_argument("--time-budget", type=float, metavar="S", help="time limit of the search for each target")
+    parser.add_argument("--time-budget", type=float, metavar="S", help="seconds for each target: calibration, "
+                        "learned rounding and the search of --max-drop, which has what the others leave")  # fmt: skip
     parser.add_argument("--method", default="default", help="default, or long: learn the rounding of weights (minutes)")
+    parser.add_argument("--compress", nargs="?", const=_SHARED_BITS, metavar="BITS", help="store packed bundles; "
+                        f"weights share 2^BITS values a layer (1 to 8, by default {_SHARED_BITS}; with --data they "
+                        "lose less), or 'lossless': nothing changes but the size")  # fmt: skip
     parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="time limit of a native converter")
     parser.add_argument("--force", action="store_true", help="convert again what is finished already")
     parser.add_argument("--no-verify", action="store_true", help="leave the parity check out")
@@ -60,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
             force=options.force,
             max_drop=options.max_drop,
             time_budget_s=options.time_budget,
+            compress=options.compress,
         ),
     )
     warnings = _warnings(bundles)
@@ -119,6 +127,8 @@ def _row(bundle: Bundle, check: Verification | None) -> dict[str, Any]:
         "target": bundle.manifest.target,
         "precision": bundle.manifest.precision,
         "size_bytes": bundle.engine_bytes,
+        "stored_bytes": bundle.stored_engine_bytes,
+        "compression": bundle.compression,
         "verified": None if check is None else check.passed,
         "cosine": None if check is None else check.fp32.cosine,
         "sqnr_db": None if check is None else check.fp32.sqnr_db,
@@ -132,7 +142,10 @@ def _print(bundles: list[Bundle], checks: list[Verification | None]) -> None:
         verdict = ("on the device", "", "") if check is None else (
             "holds" if check.passed else "FAILS", f"{check.fp32.cosine:.5f}", f"{check.fp32.sqnr_db:.1f}"
         )  # fmt: skip
-        rows.append((str(bundle.path), f"{bundle.engine_bytes / 1e3:.0f}", *verdict))
+        kilobytes = f"{bundle.engine_bytes / 1e3:.0f}"
+        if bundle.compression is not None:
+            kilobytes += f" → {(bundle.stored_engine_bytes or 0) / 1e3:.0f}"
+        rows.append((str(bundle.path), kilobytes, *verdict))
     print_table(("bundle", "kB", "parity", "cosine", "SQNR dB"), rows)
 
 

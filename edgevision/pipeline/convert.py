@@ -11,17 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 from edgevision import __version__
 from edgevision.bundle import GOLDEN, PLAN, SUFFIX, Bundle, Manifest, golden_bytes
-from edgevision.data import batches, open_dataset
-from edgevision.data.base import Dataset, Subset, evenly_spaced
+from edgevision.data import open_dataset
+from edgevision.data.base import Dataset, evenly_spaced
 from edgevision.dependencies import require
 from edgevision.errors import BundleError, CalibrationError, EdgeVisionError, OutputError, UsageError
 from edgevision.files import ensure_writable, sha256_bytes
-from edgevision.pipeline.data_care import preprocess_findings
-from edgevision.pipeline.golden import float_thresholds, golden_pixels, quantized_thresholds, run_graph
+from edgevision.pipeline.compress import (
+    GOLDEN_PICTURES,
+    compression_provenance,
+    name_suffix,
+    packed,
+    parse_compress,
+    shared_bits,
+    shared_net,
+)
+from edgevision.pipeline.golden import COUNT, float_thresholds, golden_pixels, quantized_thresholds, run_graph
+from edgevision.pipeline.planner import Planner
 from edgevision.pipeline.preprocessing import fit_preprocess
-from edgevision.pipeline.quantize import open_trained, reconstructed, trained_source
+from edgevision.pipeline.quantize import open_trained, trained_source
+from edgevision.pipeline.search import Budget
 from edgevision.pipeline.sensitivity import open_validation, search_precision
-from edgevision.pipeline.workspace import Workspace, digest_of, digest_of_samples
+from edgevision.pipeline.workspace import Workspace, digest_of
 from edgevision.preprocess import Preprocess
 from edgevision.progress import Progress, track
 from edgevision.registry import unknown_name
@@ -35,6 +45,7 @@ if TYPE_CHECKING:
     from edgevision_calibration.plan import QuantPlan
     from edgevision_calibration.qat.model import QuantizedModel
     from edgevision_calibration.table import CalibrationTable
+    from edgevision_calibration.weight_sharing import SharedNet
     from edgevision_converters.export import Source
     from edgevision_converters.target import EngineFiles
 
@@ -57,8 +68,11 @@ class ConvertOptions:
         force: convert again what is finished already.
         max_drop: for ``int8``: leave as many layers in float as it takes to lose at most so many points (0..100) on
             the validation data; None quantizes all that the target can.
-        time_budget_s: how long that search may take for each target, seconds; None for no limit.
+        time_budget_s: seconds that each target may take for calibration, learned rounding and that search together;
+            the first two are not cut short, the search has what they leave. None for no limit.
         method: for ``int8``: ``default``, or ``long`` to learn the rounding of weights block by block (minutes).
+        compress: store bundles packed: ``lossless``, or with weights that share values, each told by so many bits
+            (1..8); None stores engine files as they are.
     """
 
     calibration_images: int = CALIBRATION_IMAGES
@@ -69,8 +83,10 @@ class ConvertOptions:
     max_drop: float | None = None
     time_budget_s: float | None = None
     method: str = "default"
+    compress: str | int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "compress", parse_compress(self.compress))
         if self.calibration_images < 1:
             raise UsageError(f"calibration images must be 1 or more; got {self.calibration_images}")
         if self.timeout_s <= 0:
@@ -108,7 +124,8 @@ def convert(
         targets: ``onnxruntime``, ``openvino``, ``ncnn``, ``tensorrt``.
         precision: ``fp32``, ``fp16``, ``int8``, or several of them.
         data: pictures to calibrate with (needed for ``int8``) and to take golden inputs from.
-        out: folder of the bundles, each ``NAME-TARGET-PRECISION.evb``.
+        out: folder of the bundles, each ``NAME-TARGET-PRECISION.evb``; compressed ones have ``-6bit`` or
+            ``-lossless`` behind the precision.
         preprocess: a preset's name, a TOML file or a `Preprocess`; needed where the source does not say.
         weights: weight file, for a zoo name.
         input_size: height and width, for sources that leave them open.
@@ -213,7 +230,7 @@ def open_job(
     )
 
 
-class Job:
+class Job(Planner):
     """One model on its way to several bundles: what they share is made once."""
 
     def __init__(
@@ -228,39 +245,45 @@ class Job:
         validation: Dataset | None = None,
         trained: QuantizedModel | None = None,
     ) -> None:
-        self.source = source
-        self.trained = trained
+        samples = None if dataset is None else evenly_spaced(dataset, options.calibration_images)
+        super().__init__(source, preprocess, samples, Workspace(out), options, trained)
+        self.validation = validation
         self.name = name
-        self.preprocess = preprocess
         self.classes = classes
         self.out = out
-        self.options = options
-        self.validation = validation
-        self.workspace = Workspace(out)
-        self.samples = None if dataset is None else evenly_spaced(dataset, options.calibration_images)
-        self.pixels = golden_pixels(self.samples, preprocess)
-        self._calibrated: tuple[Graph, CalibrationTable] | None = None
-        self._ranges: dict[str, dict[str, str]] = {}
-        self._plans: dict[str, QuantPlan] = {}
+        self.pixels = golden_pixels(samples, preprocess, GOLDEN_PICTURES if options.compress else COUNT)
         self._golden_outputs: dict[str, Any] | None = None
 
     def bundle(self, target: str, precision: str) -> Bundle:
         """The bundle of one target and precision, reused where it is finished already."""
-        plan, graph = None, self.source.graph
-        if precision == "int8":
-            graph, plan = self._quantized(target)
+        graph, plan = self.quantized(target) if precision == "int8" else (self._float_graph(), None)
         recipe = self._recipe(target, precision, graph, plan)
-        path = self.out / f"{self.name}-{target}-{precision}{SUFFIX}"
+        path = self.out / f"{self.name}-{target}-{precision}{name_suffix(self.options.compress)}{SUFFIX}"
         if not self.options.force and (finished := _finished(path, recipe)) is not None:
             return finished
-        self.workspace.keep_graph(graph)
-        bundle = self._make(target, precision, graph, plan, recipe)
+        net = shared_net(graph, plan, self._table(precision), self.options.compress)
+        self.workspace.keep_graph(net.graph)
+        bundle = self._make(target, precision, net, recipe)
+        if self.options.compress is not None:
+            bundle = packed(bundle, net)
         bundle.save(path)
         return bundle
 
-    def _make(self, target: str, precision: str, graph: Graph, plan: QuantPlan | None, recipe: str) -> Bundle:
+    def _float_graph(self) -> Graph:
+        """The graph of float bundles: the calibrated one where weights are shared, as like channels share best."""
+        shares = shared_bits(self.options.compress) is not None and self.samples is not None
+        return self.calibration()[0] if shares and self.trained is None else self.source.graph
+
+    def _table(self, precision: str) -> CalibrationTable | None:
+        """What was observed on the graph that is converted; None where no pictures were run."""
+        if self.trained is not None:
+            return self.trained.table if precision == "int8" else None
+        return None if self.samples is None or shared_bits(self.options.compress) is None else self.calibration()[1]
+
+    def _make(self, target: str, precision: str, net: SharedNet, recipe: str) -> Bundle:
         from edgevision_converters.qdq import quantize_dequantize
 
+        graph, plan = net.graph, net.plan
         made = self._engine_files(target, precision, graph, plan)
         feed = self._feed()
         groups = {"pixels": {graph.input_name: self.pixels}, "outputs": self._outputs()}
@@ -271,7 +294,11 @@ class Job:
             groups["reference"] = reference
             thresholds = quantized_thresholds(self._outputs(), reference)
             files[PLAN] = plan.to_json().encode()
-        files[GOLDEN] = golden_bytes(groups)
+        elif net.layers:
+            groups["reference"] = run_graph(graph.to_bytes(), feed, exact=False)
+            kept = quantized_thresholds(self._outputs(), groups["reference"])
+            thresholds = {"fp32": kept["fp32"], "reference": float_thresholds(precision)}
+        files[GOLDEN] = golden_bytes(groups, compress=self.options.compress is None)
         manifest = Manifest(
             name=self.name,
             task=self.source.task,
@@ -289,9 +316,10 @@ class Job:
                 "source": self.source.description,
                 "graph_sha256": graph.sha256,
                 "recipe": recipe,
-                "calibration": {} if plan is None else {**plan.calibration, "findings": self._findings()},
+                "calibration": {} if plan is None else {**plan.calibration, "findings": self.findings()},
                 "explanation": {**(plan.float_ops if plan is not None else {}), **made.explanation},
                 "versions": {**_versions(target), **made.versions},
+                **compression_provenance(net, self.options.compress),
             },
         )
         return Bundle(manifest, files)
@@ -311,107 +339,28 @@ class Job:
                 f"cannot write working files for {target}: {error}; make room, or set TMPDIR to a folder that has it"
             ) from error
 
-    def calibration(self) -> tuple[Graph, CalibrationTable]:
-        """The treated graph and what was observed on it, from the workspace where it is there already."""
-        if self._calibrated is not None:
-            return self._calibrated
-        assert self.samples is not None
-        key = digest_of(
-            self.source.graph.sha256,
-            self.preprocess.digest,
-            digest_of_samples(self.samples),
-            self.options.equalize,
-            __version__,
-        )
-        found = self.workspace.find_calibration(key)
-        if found is None:
-            found = self._calibrate(self.samples)
-            self.workspace.keep_calibration(key, *found)
-        self._calibrated = found
-        return found
-
-    def _calibrate(self, samples: Subset) -> tuple[Graph, CalibrationTable]:
-        from edgevision_calibration.diagnostics import PictureWatch, diagnose
-        from edgevision_calibration.equalization import equalize
-        from edgevision_calibration.observe import observe
-
-        graph = self.source.graph
-        if self.options.equalize:
-            few = evenly_spaced(samples, min(64, len(samples)))
-            graph = equalize(graph, self._pictures(few, "equalize")).graph
-        watch = PictureWatch()
-        table = observe(
-            graph,
-            watch.watch(self._pictures(samples, "calibrate")),
-            preprocess_digest=self.preprocess.digest,
-            source=samples.name,
-        )
-        findings = diagnose(table, graph, watch)
-        findings += preprocess_findings(self.source.graph, self.source.task, self.preprocess, samples)
-        table.findings = [finding.to_dict() for finding in findings]
-        return graph, table
-
-    def _pictures(self, chosen: Subset, label: str) -> Any:
-        feed = (batch for batch, _ in batches(chosen, self.preprocess, 1))
-        return track(feed, label, len(chosen))
-
-    def few_pictures(self, count: int) -> list[Any]:
-        """``count`` preprocessed calibration pictures, or all there are, float32 ``[1, C, H, W]`` each."""
-        assert self.samples is not None
-        return [batch for batch, _ in batches(evenly_spaced(self.samples, count), self.preprocess, 1)]
-
-    def _quantized(self, target: str) -> tuple[Graph, QuantPlan]:
-        """The graph that is converted to int8 and its plan."""
+    def quantized(self, target: str) -> tuple[Graph, QuantPlan]:
+        """The graph that is converted to int8 and its plan: as it was trained, or planned, learned and searched."""
         if self.trained is not None:
             return self.trained.graph, self.trained.plan_for(target)
-        graph, _ = self.calibration()
-        plan = self._final_plan(target)
-        return reconstructed(self, graph, plan) if self.options.method == "long" else (graph, plan)
-
-    def _final_plan(self, target: str) -> QuantPlan:
-        """The plan that is converted: `plan`, or what the precision search makes of it."""
+        # from before the calibration: the budget is for all that a target waits for
+        budget = Budget(self.options.time_budget_s)
         if self.options.max_drop is None or self.validation is None:
-            return self.plan(target)
-        return search_precision(
-            self,
-            target,
-            self.validation,
-            max_drop=self.options.max_drop,
-            time_budget_s=self.options.time_budget_s,
-        )
+            return self.learned(target)
+        return search_precision(self, target, self.validation, max_drop=self.options.max_drop, budget=budget)
 
-    def plan(self, target: str, keep_float: Mapping[str, str] | None = None) -> QuantPlan:
-        """The plan for a target; ``keep_float``: node → why it stays in float."""
-        from edgevision_calibration.planning import make_plan
-        from edgevision_calibration.scheme import scheme_for
+    @property
+    def variant(self) -> str:
+        """Bits of the weights that the bundles share, as they are tried with them."""
+        return str(shared_bits(self.options.compress) or "")
 
-        if not keep_float and target in self._plans:
-            return self._plans[target]
-        graph, table = self.calibration()
-        made = make_plan(graph, table, scheme_for(target), ranges=self._ranges_for(target), keep_float=keep_float)
-        if not keep_float:
-            self._plans[target] = made
-        return made
-
-    def _ranges_for(self, target: str) -> str | dict[str, str]:
-        """The range method, or each tensor's own where it is to be chosen."""
-        if self.options.ranges != "auto":
-            return self.options.ranges
-        if target not in self._ranges:
-            from edgevision_calibration.ranges.auto import PICTURES, choose_ranges
-            from edgevision_calibration.scheme import scheme_for
-
-            graph, table = self.calibration()
-            with Progress(f"choose ranges for {target}"):
-                choices = choose_ranges(graph, table, scheme_for(target), self.few_pictures(PICTURES))
-            self._ranges[target] = {name: choice.method for name, choice in choices.items()}
-        return self._ranges[target]
-
-    def trial(self, engine: str, plan: QuantPlan | None) -> Bundle:
-        """An unsaved bundle of a plan, or of the model in FP32, for an engine."""
+    def trial(self, engine: str, plan: QuantPlan | None, graph: Graph | None = None) -> Bundle:
+        """An unsaved bundle of a plan and its graph, by default the calibrated one, or of the model in FP32."""
         if plan is None:
-            return self._make(engine, "fp32", self.source.graph, None, "trial")
-        return self._make(engine, "int8", self.calibration()[0], plan, "trial")
+            return self._make(engine, "fp32", shared_net(self.source.graph, None, None, None), "trial")
+        calibrated, table = self.calibration()
+        shared = self.options.compress if shared_bits(self.options.compress) else None
+        return self._make(engine, "int8", shared_net(graph or calibrated, plan, table, shared), "trial")
 
     def _feed(self) -> Any:
         import numpy as np
@@ -429,9 +378,6 @@ class Job:
             for name, value in self._outputs().items()
         )
 
-    def _findings(self) -> list[dict[str, str]]:
-        return [] if self._calibrated is None else self._calibrated[1].findings
-
     def _recipe(self, target: str, precision: str, graph: Graph, plan: QuantPlan | None) -> str:
         """Digest of everything that decides the bundle's content."""
         return digest_of(
@@ -445,6 +391,7 @@ class Job:
             self.classes,
             sha256_bytes(self.pixels.tobytes()),
             _versions(target),
+            *([] if self.options.compress is None else [self.options.compress]),
         )
 
 

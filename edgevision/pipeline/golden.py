@@ -22,17 +22,20 @@ _LEAST_SQNR_DB = 6.0
 _MARGIN_DB = 3.0
 
 
-def golden_pixels(dataset: Dataset | None, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
-    """``uint8`` ``[N, H, W(, 3)]`` after resizing: pictures of the data set, or seeded noise where there is none."""
+def golden_pixels(dataset: Dataset | None, preprocess: Preprocess, count: int = COUNT) -> npt.NDArray[np.uint8]:
+    """``uint8`` ``[N, H, W(, 3)]`` after resizing: pictures of the data set, or seeded noise where there is none.
+
+    At most ``count`` of them.
+    """
     if dataset is not None and len(dataset):
-        images = [sample.image for sample in evenly_spaced(dataset, min(COUNT, len(dataset)))]
+        images = [sample.image for sample in evenly_spaced(dataset, min(count, len(dataset)))]
         return np.stack([np.asarray(preprocess.geometry(to_image(image))) for image in images])
     generator = np.random.default_rng(0)
     height, width = preprocess.size
     # blocks of noise at several scales: closer to a picture's spectrum than white noise is
-    total = np.zeros((COUNT, height, width, preprocess.channels))
+    total = np.zeros((count, height, width, preprocess.channels))
     for cells in (2, 4, 8, 16, 32):
-        noise = generator.uniform(0.0, 1.0, (COUNT, cells, cells, preprocess.channels))
+        noise = generator.uniform(0.0, 1.0, (count, cells, cells, preprocess.channels))
         rows, columns = np.arange(height) * cells // height, np.arange(width) * cells // width
         total += noise[:, rows][:, :, columns] / 5.0
     pixels = (total * 255.0).round().astype(np.uint8)

@@ -46,8 +46,17 @@ class PlanningJob(Protocol):
         """Some preprocessed calibration pictures, ``[1, C, H, W]`` each."""
         ...
 
-    def trial(self, engine: str, plan: QuantPlan | None) -> Bundle:
-        """An unsaved bundle of a plan, or of the model in FP32, for an engine."""
+    @property
+    def variant(self) -> str:
+        """What else decides the bundles that are tried."""
+        ...
+
+    def learned(self, target: str, keep_float: Mapping[str, str] | None = None) -> tuple[Graph, QuantPlan]:
+        """The graph and plan for a target with its final weights, with some nodes kept in float."""
+        ...
+
+    def trial(self, engine: str, plan: QuantPlan | None, graph: Graph | None = None) -> Bundle:
+        """An unsaved bundle of a plan and its graph, or of the model in FP32, for an engine."""
         ...
 
 
@@ -81,9 +90,9 @@ def sensitivity(
 
 
 def search_precision(
-    job: PlanningJob, target: str, validation: Dataset, *, max_drop: float, time_budget_s: float | None = None
-) -> QuantPlan:
-    """The fastest plan for ``target`` that loses at most ``max_drop`` points on the validation pictures.
+    job: PlanningJob, target: str, validation: Dataset, *, max_drop: float, budget: Budget | None = None
+) -> tuple[Graph, QuantPlan]:
+    """The graph and the fastest plan for ``target`` that loses at most ``max_drop`` points on the validation pictures.
 
     Measurements are kept in the job's workspace: a search that was interrupted goes on, and one that was finished
     is repeated from them. What was found is written into the plan's ``calibration["search"]``.
@@ -93,7 +102,8 @@ def search_precision(
         target: engine.
         validation: pictures to measure the loss on, see `EngineTrials`.
         max_drop: limit, points.
-        time_budget_s: wall-clock limit; what has been found by then is taken. None for no limit.
+        budget: time that is left; what has been found by then is taken. None for no limit. Calibration and learned
+            rounding count where they are still to be done, and are not cut short.
 
     Raises:
         DataError: there are no validation pictures.
@@ -102,14 +112,15 @@ def search_precision(
 
     if not len(validation):
         raise DataError(f"{validation.name} holds no pictures to measure the loss on: give --val-data that does")
-    budget = Budget(time_budget_s)
-    folder = job.workspace.root / "search" / _search_key(job, target, validation)
-    graph, _ = job.calibration()
-    layers = unranked(graph, job.plan(target))
+    budget = budget or Budget(None)
+    graph, plan = job.learned(target)
+    folder = job.workspace.root / "search" / _search_key(job, plan, validation)
+    layers = unranked(graph, plan)
     reason = "tried in float by the search"
 
     def build(engine: str, nodes: frozenset[str]) -> Bundle:
-        return job.trial(engine, job.plan(target, {layer.node: reason for layer in layers if layer.node in nodes}))
+        graph, plan = job.learned(target, {layer.node: reason for layer in layers if layer.node in nodes})
+        return job.trial(engine, plan, graph)
 
     names = [layer.node for layer in layers]
     trials = EngineTrials(target, names, build, lambda engine: job.trial(engine, None), validation, folder, budget)
@@ -118,7 +129,7 @@ def search_precision(
         with suppress(OutOfTimeError):
             layers = _ranked(job, target, folder, budget).layers
     found = search(layers, trials, max_drop=max_drop)
-    plan = job.plan(target, found.reasons(layers))
+    graph, plan = job.learned(target, found.reasons(layers))
     summary = {
         **found.to_dict(),
         "max_drop": max_drop,
@@ -127,15 +138,14 @@ def search_precision(
         "pictures": trials.pictures,
         "engine": trials.engine,
     }
-    return replace(plan, calibration={**plan.calibration, "search": summary})
+    return graph, replace(plan, calibration={**plan.calibration, "search": summary})
 
 
-def _search_key(job: PlanningJob, target: str, validation: Dataset) -> str:
+def _search_key(job: PlanningJob, plan: QuantPlan, validation: Dataset) -> str:
     """Everything that decides what a search measures."""
-    plan = job.plan(target)
     pictures = digest_of_samples(evenly_spaced(validation, None))
     labels = None if validation.labels is None else validation.labels.tolist()
-    return digest_of(plan.to_json(), target, pictures, labels, __version__)
+    return digest_of(plan.to_json(), plan.scheme.target, pictures, labels, job.variant, __version__)
 
 
 def _ranked(job: PlanningJob, target: str, folder: Path, budget: Budget) -> Sensitivity:

@@ -14,7 +14,7 @@ from report_samples import PROVENANCE, full_report, result
 from edgevision import dependencies
 from edgevision.errors import DataError, MissingDependencyError, OutputError, UsageError
 from edgevision_benchmarks.report import Report
-from edgevision_benchmarks.report.charts import pareto_front, scatter
+from edgevision_benchmarks.report.charts import SIZE, pareto_front, scatter
 from edgevision_benchmarks.report.layout import comparisons, labels, number, size
 from edgevision_benchmarks.report.page import html
 from edgevision_benchmarks.report.text import csv_text, markdown
@@ -275,3 +275,44 @@ def test_one_title_names_the_models() -> None:
     assert Report.single(many, {}, {}).title == "Benchmark of 5 models"
     assert Report.single(many, {}, {}, title="Mine").title == "Mine"
     assert wilson(400, 500) == one_row().results[0].accuracy_ci95
+
+
+def compressed_report() -> Report:
+    rows = [
+        result("onnxruntime", "fp32", 11.2, 418, stored_bytes=13_000_000),
+        result("onnxruntime", "fp32", 11.2, 418, stored_bytes=9_900_000, compression="lossless"),
+        result("onnxruntime", "fp32", 11.3, 412, stored_bytes=2_500_000, compression="6 bits"),
+        result("onnxruntime", "int8", 5.9, 411, stored_bytes=3_600_000),
+    ]
+    return Report.single(rows, {}, PROVENANCE)
+
+
+def test_a_compressed_bundle_is_another_configuration() -> None:
+    report = compressed_report()
+    names = ["ONNX Runtime FP32", "ONNX Runtime FP32, lossless", "ONNX Runtime FP32, 6 bits", "ONNX Runtime INT8"]
+    assert labels(report) == names
+    found = comparisons(report)
+    # lossless answers as FP32 does and is no comparison; all others stand against the one that is not compressed
+    assert [item.row.compression for item in found] == ["6 bits", None]
+    assert all(item.base.compression is None for item in found)
+    assert found[0].size_ratio == pytest.approx(2.5 / 13.0)
+    assert found[1].size_ratio == pytest.approx(3.9 / 14.0)
+    assert "FP32, 6 bits" in markdown(report)
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+def test_size_against_accuracy_is_drawn_where_something_is_compressed() -> None:
+    report = compressed_report()
+    plot = scatter(report, width=960, height=460, font=14, cost=SIZE)
+    assert plot is not None
+    assert len(plot.points) == 4
+    front = [report.results[point.index] for point in plot.points if point.on_front]
+    # nothing is smaller than 6 bits, nothing more accurate than what is lossless; INT8 is larger and worse
+    assert {row.compression for row in front} == {"6 bits", "lossless"}
+    assert any("2.50 MB" in point.text for point in plot.points)
+    page = html(report)
+    assert page.startswith("<!doctype html>")
+    assert "Accuracy against size" in page
+    assert "Stored" in page
+    assert "Accuracy against size" not in html(full_report())
+    assert "Stored" not in html(full_report())

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from edgevision.bundle import PLAN
+from edgevision.bundle import PLAN, Bundle
 from edgevision.cli import main
 from edgevision.data import open_dataset
 from edgevision.data.base import Subset
@@ -399,3 +399,108 @@ def test_a_model_that_shares_weights_keeps_its_answers(world, tmp_path, target):
     assert found.passed
     # three layers at 8 bits keep far more than this; one with its neighbour's scale does not
     assert found.fp32.sqnr_db > 20.0
+
+
+def test_the_budget_counts_from_before_the_calibration(world, tmp_path, monkeypatch):
+    from edgevision_calibration import observe
+
+    now = [0.0]
+    monkeypatch.setattr(Budget.__init__, "__defaults__", (lambda: now[0],))
+    original = observe.observe
+
+    def slow(*arguments, **more):
+        now[0] += 100.0
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(observe, "observe", slow)
+    found = searched(world, tmp_path, time_budget_s=90.0).manifest.provenance["calibration"]["search"]
+    assert not found["complete"], "the calibration alone took more than the budget"
+    assert found["tried"] == 1
+    # the calibration is kept: the same command goes on, and now the time is enough
+    found = searched(world, tmp_path, time_budget_s=90.0).manifest.provenance["calibration"]["search"]
+    assert found["complete"]
+    assert found["met"]
+    assert now[0] == 100.0
+
+
+@pytest.fixture
+def rounded(monkeypatch) -> list[str]:
+    """The long method as it may come out, in no time: weights on their grid, some of them a step away from nearest."""
+    from edgevision.graph import Graph
+    from edgevision_calibration import reconstruction
+    from edgevision_calibration.weights import quantize_weight, weight_axis
+
+    calls = []
+
+    def reconstruct(graph, plan, images, *, config):
+        calls.append(plan.scheme.target)
+        model = onnx.ModelProto()
+        model.CopyFrom(graph.model)
+        axes = {node.input[1]: weight_axis(node) for node in graph.nodes if len(node.input) > 1}
+        for tensor in model.graph.initializer:
+            if tensor.name in plan.weights:
+                weight, steps = graph.initializers[tensor.name], plan.weights[tensor.name]
+                shape = [1] * weight.ndim
+                shape[axes[tensor.name]] = -1
+                integers = quantize_weight(weight, steps, axes[tensor.name]).astype(np.float32)
+                integers.flat[::97] += np.sign(weight.flat[::97] - (integers * steps.reshape(shape)).flat[::97])
+                learned = np.clip(integers, -127, 127) * steps.reshape(shape)
+                tensor.CopyFrom(numpy_helper.from_array(learned.astype(np.float32), tensor.name))
+        learned_graph = Graph(model)
+        biases = {name: bias + np.float32(0.001) for name, bias in plan.biases.items()}
+        calibration = {**plan.calibration, "method": "long"}
+        return learned_graph, replace(plan, graph_sha256=learned_graph.sha256, biases=biases, calibration=calibration)
+
+    monkeypatch.setattr(reconstruction, "reconstruct", reconstruct)
+    return calls
+
+
+def test_the_search_judges_the_weights_that_are_converted(world, tmp_path, rounded, monkeypatch):
+    judged = {}
+    original = trial.EngineTrials._loss
+    monkeypatch.setattr(
+        trial.EngineTrials,
+        "_loss",
+        lambda self, nodes: judged.setdefault(nodes, self._bundle(nodes)) and original(self, nodes),
+    )
+    bundle = searched(world, tmp_path, method="long", max_drop=20.0)
+    found = bundle.manifest.provenance["calibration"]["search"]
+    assert rounded == ["onnxruntime"], "weights are learned once, before the search"
+    assert found["met"]
+    assert found["float_nodes"], "the search had nothing to do"
+    assert bundle.manifest.provenance["calibration"]["method"] == "long"
+    # the very engine files that were judged
+    assert 0 < len(found["float_nodes"]) < 5, found
+    assert judged[frozenset(found["float_nodes"])].digest == bundle.digest
+
+
+def test_layers_in_float_take_their_own_weights_back(world, tmp_path, rounded):
+    from edgevision.pipeline.convert import open_job
+
+    source, common, _ = world
+    options = ConvertOptions(method="long")
+    job = open_job(source, targets=["onnxruntime"], precisions=["int8"], out=tmp_path, options=options, **common)
+    original, _ = job.calibration()
+    learned_graph, learned = job.learned("onnxruntime")
+    graph, plan = job.learned("onnxruntime", {"branch": "a test"})
+    assert plan.graph_sha256 == graph.sha256
+    assert "branch_w" not in plan.weights
+    for name, array in graph.initializers.items():
+        expected = original if name.startswith("branch") else learned_graph
+        np.testing.assert_array_equal(array, expected.initializers[name])
+    assert set(plan.biases) == set(learned.biases) - {"branch"}
+    for name, bias in plan.biases.items():
+        np.testing.assert_array_equal(bias, learned.biases[name])
+    for name, steps in plan.weights.items():
+        np.testing.assert_array_equal(steps, learned.weights[name])
+    assert rounded == ["onnxruntime"]
+
+
+def test_a_search_with_shared_weights_judges_them(world, tmp_path):
+    bundle = searched(world, tmp_path, compress=4, max_drop=100.0)
+    assert bundle.manifest.provenance["compression"]["bits"] == 4
+    kept = list((tmp_path / ".edgevision" / "search").glob("*/onnxruntime-*.evb"))
+    digests = {Bundle.open(path).digest for path in kept if "fp32" not in path.name}
+    assert bundle.digest in digests
+    plain = searched(world, tmp_path, max_drop=100.0)
+    assert plain.digest not in digests

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgevision_benchmarks.report.layout import differing, labels, number, percent, target_name
@@ -18,6 +18,20 @@ LOG_RATIO = 6.0
 _CHARACTER = 0.56
 
 SHAPES = {"fp32": "circle", "fp16": "triangle", "int8": "diamond"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What accuracy is set against: how it is called, its unit, and a row's value in it."""
+
+    name: str
+    heading: str
+    unit: str
+    of: Callable[[Result], float | None]
+
+
+LATENCY = Cost("latency", "Latency, ms (engine alone, median", "ms", lambda row: row.p50)
+SIZE = Cost("size", "Size, MB (engine files as stored", "MB", lambda row: (row.stored_bytes or 0) / 1e6 or None)
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,7 @@ class Scatter:
     font: float
     logarithmic: bool
     measure: str
+    cost: Cost
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     points: tuple[Point, ...]
@@ -87,10 +102,10 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def measure_of(report: Report) -> str | None:
-    """What to set against latency: accuracy where it is known, else agreement, else cosine; None without any."""
+def measure_of(report: Report, cost: Cost = LATENCY) -> str | None:
+    """What to set against the cost: accuracy where it is known, else agreement, else cosine; None without any."""
     for name in ("accuracy", "agreement", "cosine"):
-        if any(getattr(row, name) is not None and row.p50 for row in report.results):
+        if any(getattr(row, name) is not None and cost.of(row) for row in report.results):
             return name
     return None
 
@@ -102,14 +117,15 @@ def target_colors(report: Report) -> dict[str, int]:
     return {name: index % 6 for index, name in enumerate([*known, *others])}
 
 
-def scatter(report: Report, *, width: float, height: float, font: float) -> Scatter | None:
-    """Lay out accuracy against latency; None where there is nothing to set against latency."""
-    measure = measure_of(report)
+def scatter(report: Report, *, width: float, height: float, font: float, cost: Cost = LATENCY) -> Scatter | None:
+    """Lay out accuracy against ``cost``; None where there is nothing to set against it."""
+    measure = measure_of(report, cost)
     if measure is None:
         return None
-    rows = [(i, row) for i, row in enumerate(report.results) if row.p50 and getattr(row, measure) is not None]
+    costs = {index: cost.of(row) or 0.0 for index, row in enumerate(report.results)}
+    rows = [(i, row) for i, row in enumerate(report.results) if costs[i] and getattr(row, measure) is not None]
     left, right, top, bottom = font * 5.6, width - font * 1.2, font * 1.2, height - font * 3.6
-    xs = [row.p50 or 0.0 for _, row in rows]
+    xs = [costs[index] for index, _ in rows]
     logarithmic = max(xs) / min(xs) > LOG_RATIO
     x_low, x_high, x_values = _log_axis(xs) if logarithmic else _axis(xs, (right - left) / (font * 5))
     intervals = [_interval(row, measure) for _, row in rows]
@@ -123,9 +139,9 @@ def scatter(report: Report, *, width: float, height: float, font: float) -> Scat
     def place_y(value: float) -> float:
         return bottom - (bottom - top) * (value - y_low) / (y_high - y_low)
 
-    fronts = _fronts(rows, measure)
+    fronts = _fronts(rows, measure, costs)
     on_front = {index for front in fronts for index in front}
-    at = {index: (place_x(row.p50 or 0.0), place_y(getattr(row, measure))) for index, row in rows}
+    at = {index: (place_x(costs[index]), place_y(getattr(row, measure))) for index, row in rows}
     lines = [[at[index] for index in front] for front in fronts]
     placed = _place_labels(report, at, lines, (left, right, top, bottom), font)
     colors = target_colors(report)
@@ -143,12 +159,12 @@ def scatter(report: Report, *, width: float, height: float, font: float) -> Scat
                 y_low=None if interval is None else round(place_y(interval[0]), 1),
                 y_high=None if interval is None else round(place_y(interval[1]), 1),
                 on_front=index in on_front,
-                text=f"{names[index]}: {number(row.p50)} ms, {_value(getattr(row, measure), measure)}",
+                text=f"{names[index]}: {number(costs[index])} {cost.unit}, {_value(getattr(row, measure), measure)}",
                 label=placed.get(index),
             )
         )
     return Scatter(
-        width, height, left, right, top, bottom, font, logarithmic, measure,
+        width, height, left, right, top, bottom, font, logarithmic, measure, cost,
         tuple(Tick(round(place_x(value), 1), _plain(value)) for value in x_values),
         tuple(Tick(round(place_y(value), 1), _axis_value(value, measure, y_values)) for value in y_values),
         tuple(sorted(points, key=lambda point: point.on_front)),
@@ -170,12 +186,12 @@ def shapes(report: Report) -> list[tuple[str, str]]:
     return [(name.upper(), _shape(SHAPES.get(name, "square"), 8, 8, 6)) for name in present]
 
 
-def _fronts(rows: list[tuple[int, Result]], measure: str) -> list[list[int]]:
+def _fronts(rows: list[tuple[int, Result]], measure: str, costs: dict[int, float]) -> list[list[int]]:
     fronts = []
     # times of different machines do not compete
     for run in sorted({row.run for _, row in rows}):
         mine = [(index, row) for index, row in rows if row.run == run]
-        chosen = pareto_front([(row.p50 or 0.0, getattr(row, measure)) for _, row in mine])
+        chosen = pareto_front([(costs[index], getattr(row, measure)) for index, row in mine])
         fronts.append([mine[index][0] for index in chosen])
     return fronts
 
@@ -258,7 +274,10 @@ def _short_labels(report: Report) -> list[str]:
     if not several["model"]:
         return labels(report)
     return [
-        row.model + (f" ×{row.threads}" if several["threads"] else "") + (f" ({row.run + 1})" if several["run"] else "")
+        row.model
+        + (f" {row.compression}" if row.compression else "")
+        + (f" ×{row.threads}" if several["threads"] else "")
+        + (f" ({row.run + 1})" if several["run"] else "")
         for row in report.results
     ]
 

@@ -53,23 +53,25 @@ class Comparison:
 
     @property
     def size_ratio(self) -> float | None:
-        """Engine files over FP32's."""
-        if not self.row.engine_bytes or not self.base.engine_bytes:
-            return None
-        return self.row.engine_bytes / self.base.engine_bytes
+        """Engine files over FP32's, as they are stored where one of them is compressed."""
+        packed = self.row.compression is not None or self.base.compression is not None
+        row, base = (
+            (self.row.stored_bytes, self.base.stored_bytes)
+            if packed
+            else (self.row.engine_bytes, self.base.engine_bytes)
+        )
+        return row / base if row and base else None
 
 
 def comparisons(report: Report) -> list[Comparison]:
-    """Every row that has an FP32 counterpart on the same engine, in the report's order."""
-    bases = {
-        (row.run, row.model, row.target, row.threads, row.batch): row
-        for row in report.results
-        if row.precision == "fp32" and row.p50
-    }
+    """Every row of other weights that has an FP32 counterpart on the same engine, in the report's order."""
+    # of two, the one that is stored as it is: it comes last and stays
+    exact = sorted((row for row in report.results if row.exact and row.p50), key=lambda row: row.compression is None)
+    bases = {(row.run, row.model, row.target, row.threads, row.batch): row for row in exact}
     found = []
     for row in report.results:
         base = bases.get((row.run, row.model, row.target, row.threads, row.batch))
-        if base is not None and row.precision != "fp32" and row.p50:
+        if base is not None and not row.exact and row.p50:
             found.append(Comparison(row, base))
     return found
 
@@ -81,7 +83,7 @@ def columns(report: Report) -> list[Column]:
     every = [
         Column("Model", lambda row: row.model, lambda row: row.model.lower()),
         Column("Engine", lambda row: target_name(row.target), lambda row: target_name(row.target).lower()),
-        Column("Precision", lambda row: row.precision.upper(), lambda row: row.precision),
+        Column("Precision", precision_name, lambda row: f"{row.precision} {row.compression or ''}"),
         Column("Threads", lambda row: str(row.threads or "auto"), lambda row: float(row.threads)),
         Column("Batch", lambda row: str(row.batch), lambda row: float(row.batch)),
         Column("Latency", _latency, lambda row: row.p50, "low", "engine alone, median, ms"),
@@ -90,6 +92,13 @@ def columns(report: Report) -> list[Column]:
         Column("Cosine", lambda row: _cosine(row.cosine), lambda row: row.cosine, "high", "with FP32"),
         Column("SQNR", lambda row: number(row.sqnr_db), lambda row: row.sqnr_db, "high", "against FP32, dB"),
         Column("Size", lambda row: size(row.engine_bytes), lambda row: _float(row.engine_bytes), "low", "engine files"),
+        Column(
+            "Stored",
+            lambda row: size(row.stored_bytes),
+            lambda row: _float(row.stored_bytes) if compressed(report) else None,
+            "low",
+            "engine files in the bundle",
+        ),
         Column("p90", lambda row: _time(row.latency_ms, "p90"), lambda row: _of(row.latency_ms, "p90"), "low", "ms"),
         Column("p99", lambda row: _time(row.latency_ms, "p99"), lambda row: _of(row.latency_ms, "p99"), "low", "ms"),
         Column(
@@ -142,7 +151,7 @@ def labels(report: Report, *, model: bool = True) -> list[str]:
     for row in report.results:
         parts = [row.model] if several["model"] and model else []
         parts += [target_name(row.target)] if several["target"] or not parts else []
-        parts += [row.precision.upper()] if several["precision"] or len(parts) == 1 else []
+        parts += [precision_name(row)] if several["precision"] or len(parts) == 1 else []
         text = " ".join(parts)
         if several["threads"]:
             text += f", {thread_count(row.threads)}"
@@ -152,8 +161,19 @@ def labels(report: Report, *, model: bool = True) -> list[str]:
 
 def differing(report: Report) -> dict[str, bool]:
     """Which of model, target, precision, threads and run are not the same in all rows."""
-    names = ("model", "target", "precision", "threads", "run")
-    return {name: len({getattr(row, name) for row in report.results}) > 1 for name in names}
+    names = ("model", "target", "threads", "run")
+    found = {name: len({getattr(row, name) for row in report.results}) > 1 for name in names}
+    return {**found, "precision": len({precision_name(row) for row in report.results}) > 1}
+
+
+def compressed(report: Report) -> bool:
+    """Whether any bundle of the report is compressed."""
+    return any(row.compression is not None for row in report.results)
+
+
+def precision_name(row: Result) -> str:
+    """Precision, and compression where there is any: ``FP32, 6 bits``."""
+    return row.precision.upper() + (f", {row.compression}" if row.compression else "")
 
 
 def thread_count(threads: int) -> str:

@@ -10,18 +10,20 @@ from importlib.resources import files
 from typing import Any
 
 from edgevision.dependencies import require
-from edgevision_benchmarks.report.charts import Scatter, legend, scatter, shapes, target_colors
+from edgevision_benchmarks.report.charts import LATENCY, SIZE, Cost, Scatter, legend, scatter, shapes, target_colors
 from edgevision_benchmarks.report.layout import (
     ABSENT,
     Column,
     by_latency,
     columns,
     comparisons,
+    compressed,
     differing,
     labels,
     number,
     percent,
     points,
+    precision_name,
     size,
     target_name,
     thread_count,
@@ -56,7 +58,12 @@ def html(report: Report) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        points=points, percent=percent, size=size, target_name=target_name, thread_count=thread_count
+        points=points,
+        percent=percent,
+        precision_name=precision_name,
+        size=size,
+        target_name=target_name,
+        thread_count=thread_count,
     )
     script = _resource("report.js")
     page: str = environment.from_string(_resource("report.html.j2")).render(
@@ -66,7 +73,8 @@ def html(report: Report) -> str:
         # the page may run this one script and fetch nothing
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         glance=_glance(report),
-        scatters=_scatters(report),
+        scatters=_scatters(report, LATENCY),
+        size_scatters=_scatters(report, SIZE) if compressed(report) else [],
         measures=MEASURES,
         legend=legend(report),
         shapes=shapes(report),
@@ -87,11 +95,11 @@ def _resource(name: str) -> str:
     return files("edgevision_benchmarks.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _scatters(report: Report) -> list[tuple[str, Scatter]]:
+def _scatters(report: Report, cost: Cost) -> list[tuple[str, Scatter]]:
     # two drawings, one shown by the style sheet: shrinking a wide one to a phone would shrink its letters too
     drawn = {
-        "wide": scatter(report, width=960, height=460, font=14),
-        "narrow": scatter(report, width=380, height=400, font=13),
+        "wide": scatter(report, width=960, height=460, font=14, cost=cost),
+        "narrow": scatter(report, width=380, height=400, font=13, cost=cost),
     }
     return [(name, plot) for name, plot in drawn.items() if plot is not None]
 
@@ -113,10 +121,12 @@ def _glance(report: Report) -> list[tuple[str, str, str]]:
     if quantized:
         best = max(quantized, key=lambda item: item.speedup)
         found.append(("Largest gain of INT8", f"{best.speedup:.2f} ×", names[report.results.index(best.row)]))
-    smallest = [(index, row) for index, row in enumerate(report.results) if row.engine_bytes]
+    # as they lie in the bundles, where some are compressed
+    key = "stored_bytes" if compressed(report) else "engine_bytes"
+    smallest = [(index, row) for index, row in enumerate(report.results) if getattr(row, key)]
     if smallest:
-        index, row = min(smallest, key=lambda pair: pair[1].engine_bytes or 0)
-        found.append(("Smallest", size(row.engine_bytes), names[index]))
+        index, row = min(smallest, key=lambda pair: int(getattr(pair[1], key)))
+        found.append(("Smallest", size(getattr(row, key)), names[index]))
     return found
 
 

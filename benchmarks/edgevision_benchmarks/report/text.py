@@ -15,6 +15,7 @@ from edgevision_benchmarks.report.layout import (
     comparisons,
     percent,
     points,
+    precision_name,
     size,
     target_name,
     thread_count,
@@ -65,7 +66,7 @@ def markdown(report: Report) -> str:
             [
                 item.row.model,
                 target_name(item.row.target),
-                item.row.precision.upper(),
+                precision_name(item.row),
                 str(item.row.threads or "auto"),
                 f"{item.speedup:.2f} × as fast",
                 points(item.accuracy_points),
