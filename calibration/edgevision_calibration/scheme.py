@@ -56,6 +56,8 @@ class QuantScheme:
 
 
 _COMPUTE = frozenset({"Conv", "Gemm", "MatMul"})
+# what picks or moves values and computes none
+_MOVE = frozenset({"Concat", "MaxPool", "Slice"})
 
 SCHEMES: dict[str, QuantScheme] = {
     # uint8 activations take the u8·s8 dot-product kernels (VNNI, and dotprod on ARM); int8-symmetric ones take
@@ -65,7 +67,9 @@ SCHEMES: dict[str, QuantScheme] = {
         activation_dtype="uint8",
         weight_per_channel=True,
         compute_ops=_COMPUTE,
-        integer_ops=frozenset({"Add", "Concat", "MaxPool", "AveragePool", "Resize"}),
+        integer_ops=frozenset({"Add", "AveragePool", "Resize"})
+        | _MOVE
+        | {"Flatten", "Reshape", "Squeeze", "Transpose"},
         quantize_outputs=True,
         depthwise=True,
         quantize_bias=True,
@@ -78,11 +82,10 @@ SCHEMES: dict[str, QuantScheme] = {
         activation_dtype="uint8",
         weight_per_channel=True,
         compute_ops=_COMPUTE,
-        integer_ops=frozenset({"Concat", "MaxPool"}),
+        integer_ops=_MOVE,
         quantize_outputs=False,
         depthwise=True,
         quantize_bias=False,
-        float_stem=True,
     ),
     # ncnn quantizes the input of a layer and dequantizes its output; there is no integer addition or concat.
     # Its depthwise INT8 kernels cost more than float on x86 and ARM, and 3 dB. One scale per group is all that its
@@ -105,7 +108,7 @@ SCHEMES: dict[str, QuantScheme] = {
         activation_dtype="int8",
         weight_per_channel=True,
         compute_ops=frozenset({"Conv", "Gemm"}),
-        integer_ops=frozenset({"Concat", "MaxPool"}),
+        integer_ops=_MOVE,
         quantize_outputs=False,
         depthwise=True,
         quantize_bias=False,
