@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -70,19 +71,15 @@ class Histogram:
         # a power of two: the product is exact, so a value's bin never depends on rounding
         inverse = np.float32(math.ldexp(1.0, -self.exponent))
         start = np.float32(self.start)
-        scaled = np.empty(min(_PIECE, flat.size), np.float32)
-        indices = np.empty(scaled.size, np.int64)
         for first in range(0, flat.size, _PIECE):
-            piece = flat[first : first + _PIECE]
-            count = piece.size
-            np.multiply(piece, inverse, out=scaled[:count])
-            np.floor(scaled[:count], out=scaled[:count])
-            np.subtract(scaled[:count], start, out=indices[:count], casting="unsafe")
-            self.counts += np.bincount(indices[:count], minlength=BINS)
+            scaled = flat[first : first + _PIECE] * inverse
+            np.floor(scaled, out=scaled)
+            scaled -= start
+            self.counts += np.bincount(scaled.astype(np.int64), minlength=BINS)
 
-    def count_pictures(self, lows: npt.NDArray[np.float32], highs: npt.NDArray[np.float32]) -> None:
-        """Take the least and greatest values of some pictures, ``[B]`` each, into their averages."""
-        self._average(float(lows.sum(dtype=np.float64)), float(highs.sum(dtype=np.float64)), len(lows))
+    def count_pictures(self, lows: Sequence[float], highs: Sequence[float]) -> None:
+        """Take the least and greatest values of some pictures into their averages."""
+        self._average(sum(lows), sum(highs), len(lows))
 
     def _average(self, low_sum: float, high_sum: float, pictures: int) -> None:
         if not pictures:

@@ -96,7 +96,7 @@ def run_probe(
     with ThreadPoolExecutor(at_once) as pool:
         for batch in batches:
             waiting.append((batch, pool.submit(session.run, probe.outputs, {input_name: batch})))
-            if len(waiting) > at_once:
+            if len(waiting) >= at_once:
                 done, future = waiting.popleft()
                 yield done, probe.read(done, future.result())
         while waiting:

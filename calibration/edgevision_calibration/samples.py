@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy.typing as npt
 
 from edgevision.errors import CalibrationError
 from edgevision.graph import Graph
-from edgevision_calibration.observe import expose, observed_tensors, open_session
+from edgevision_calibration.observe import observed_tensors, run_probe
+from edgevision_calibration.probe import Probe
 
 _SEED = 0
 
@@ -21,7 +23,8 @@ class ChannelSamples:
 
     Attributes:
         values: float32 ``[samples, C]``, from pixels drawn at random.
-        lows: least value of every channel in every picture, float32 ``[pictures, C]``.
+        lows: least value of every channel in every picture, float32 ``[pictures, C]``; 0 where a Relu, or a Clip at 0
+            or above, lets no less through.
         highs: greatest one, float32 ``[pictures, C]``.
         pixels: how many pixels the tensor has.
     """
@@ -73,36 +76,46 @@ def collect_samples(
     Raises:
         CalibrationError: there are no pictures, or an activation is NaN or infinite.
     """
-    names = [name for name in observed_tensors(graph) if name != graph.input_name]
-    session = open_session(expose(graph, names), threads=threads)
+    names = observed_tensors(graph)
+    probe = Probe(graph, names, pixels=pixels)
     generator = np.random.default_rng(_SEED)
-    values: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in (graph.input_name, *names)}
-    lows: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in values}
-    highs: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in values}
-    sizes: dict[str, int] = {}
+    values: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
+    lows: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
+    highs: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
     seen = 0
-    for batch in batches:
-        outputs = session.run(names, {graph.input_name: batch})
-        for name, tensor in zip(values, [batch, *outputs], strict=True):
-            by_channel = tensor.reshape(tensor.shape[0], tensor.shape[1], -1)
-            lows[name].append(by_channel.min(axis=2))
-            highs[name].append(by_channel.max(axis=2))
-            if not (np.isfinite(lows[name][-1]).all() and np.isfinite(highs[name][-1]).all()):
+    for batch, readings in run_probe(probe, graph.input_name, _first(batches, pictures), threads=threads):
+        for reading in readings:
+            name, read = reading.name, reading.values.reshape(*reading.lows.shape, -1)
+            if read.shape[2] > pixels:
+                read = read[:, :, generator.integers(0, read.shape[2], pixels)]
+            drawn = np.moveaxis(read, 1, 2).reshape(-1, read.shape[1])
+            # what is NaN or infinite shows in a sum
+            if not math.isfinite(float(drawn.sum() + reading.lows.sum() + reading.highs.sum())):
                 raise CalibrationError(
                     f"tensor {name!r}: an activation is NaN or infinite: check the weights and the calibration images"
                 )
-            sizes[name] = by_channel.shape[2]
-            if by_channel.shape[2] > pixels:
-                by_channel = by_channel[:, :, generator.integers(0, by_channel.shape[2], pixels)]
-            values[name].append(np.moveaxis(by_channel, 1, 2).reshape(-1, by_channel.shape[1]).copy())
+            values[name].append(drawn)
+            lows[name].append(reading.lows)
+            highs[name].append(reading.highs)
         seen += len(batch)
-        if seen >= pictures:
-            break
     if seen == 0:
         raise CalibrationError("there are no calibration images: give --data a folder or data set that holds some")
     return {
         name: ChannelSamples(
-            np.concatenate(values[name]), np.concatenate(lows[name]), np.concatenate(highs[name]), sizes[name]
+            np.concatenate(values[name]),
+            np.concatenate(lows[name]),
+            np.concatenate(highs[name]),
+            math.prod(side or 1 for side in graph.shapes[name][2:]),
         )
-        for name in values
+        for name in names
     }
+
+
+def _first(batches: Iterable[npt.NDArray[np.float32]], pictures: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Batches until they hold so many pictures."""
+    seen = 0
+    for batch in batches:
+        yield batch
+        seen += len(batch)
+        if seen >= pictures:
+            return

@@ -28,7 +28,8 @@ def preprocess_findings(graph: Graph, task: str, preprocess: Preprocess, samples
     output = graph.output_names[0]
     if task != "classification" or len(graph.shapes.get(output, ())) != 2:
         return []
-    session = open_session(graph.to_bytes())
+    # one picture at a time: threads that join in each layer of it would mostly wait for each other
+    session = open_session(graph.to_bytes(), threads=1)
 
     def run(batch: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         scores: npt.NDArray[Any] = session.run([output], {graph.input_name: batch})[0]
