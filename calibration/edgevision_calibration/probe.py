@@ -53,7 +53,7 @@ class Probe:
         graph: the canonical graph.
         names: tensors to read, each of two dimensions or more.
         values: about how many values of a large map to read in each picture.
-        pixels: about how many pixels, in the place of ``values``.
+        pixels: about how many pixels, in the place of ``values``; borders are among them.
 
     Attributes:
         model: the graph, serialized; its outputs are those of `outputs`.
@@ -141,7 +141,7 @@ def _add_grid(model: ModelProto, shape: tuple[int | None, ...], name: str, value
     share = height * width / (pixels or max(values / channels, 1.0))
     stride = max(1, min(math.ceil(math.sqrt(share)), min(height, width) // _LEAST_SIDE))
     # every other pixel holds as large a share of the border as all of them; a coarser grid would hold more
-    inset = 0 if stride < 3 else min(_INSET, (stride - 1) // 2)
+    inset = 0 if stride < 3 or pixels else min(_INSET, (stride - 1) // 2)
     kernel = np.zeros((channels, 1, inset + 1, inset + 1), np.float32)
     kernel[:, :, -1, -1] = 1.0
     weight = _add_constant(model, f"{name}|pick", kernel)

@@ -15,6 +15,9 @@ from edgevision_calibration.observe import observed_tensors, run_probe
 from edgevision_calibration.probe import Probe
 
 _SEED = 0
+# pixels that are read of a large map for each that is drawn of them: the drawn ones must differ between pictures, or
+# what happens beside the grid (and at the borders, behind padding) is never seen
+_READ_PER_DRAWN = 16
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def collect_samples(
         CalibrationError: there are no pictures, or an activation is NaN or infinite.
     """
     names = observed_tensors(graph)
-    probe = Probe(graph, names, pixels=pixels)
+    probe = Probe(graph, names, pixels=_READ_PER_DRAWN * pixels)
     generator = np.random.default_rng(_SEED)
     values: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
     lows: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
