@@ -40,6 +40,8 @@ _ORDER = 16
 _ALIKE = 4.0
 # output channels of a consumer that are looked at: their noise is much alike
 _ROWS = 96
+# behind these, what never was above zero may be so in another picture
+_RECTIFIED = frozenset({"Relu", "Clip", "MaxPool", "Concat"})
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,10 @@ def choose_factors(
     channel adds to the latter, bias correction takes off again). Signs are turned where the group lets them
     through, so that the long tails of all channels lie on one side of zero, and an affine range spends its
     integers there. Channels scaled otherwise before get factors that end in the same place.
+
+    A channel that a Relu kept at or near zero in these pictures counts as if it reached one deviation of the sums
+    behind it (`_deviations`): blown up to the range of the others, it would fill the whole range with nothing but
+    itself in the first picture in which it fires.
     """
     tensors, least, greatest = _tensors(graph, group, samples, gains)
     if not tensors:
@@ -97,6 +103,7 @@ def _tensors(
 ) -> tuple[list[_Tensor], Array, Array]:
     """Tensors of the group that may carry integers, and the least and greatest factor that their clips allow."""
     tensors = []
+    deviations = _deviations(graph, group, samples)
     least, greatest = np.zeros(group.size) + 1e-30, np.full(group.size, np.inf)
     for name, index in group.tensors.items():
         if name not in samples or name not in gains:
@@ -115,9 +122,29 @@ def _tensors(
         np.minimum.at(greatest, index[free], room[free])
         np.maximum.at(least, index[free], np.where(met, 1.0, 1e-30)[free])
         above, below = np.maximum(kept_high, 0.0), np.maximum(-kept_low, 0.0)
+        if producer is not None and producer.op_type in _RECTIFIED:
+            above = np.maximum(above, np.where(free & (below == 0), np.minimum(deviations[index], bound), 0.0))
         peak, trough = np.maximum(seen.high, 1e-30).astype(np.float64), np.maximum(-seen.low, 0).astype(np.float64)
         tensors.append(_Tensor(index, above, below, seen.occupied * gains[name], bound, peak, trough))
     return tensors, least, np.maximum(greatest, least)
+
+
+def _deviations(graph: Graph, group: ChannelGroup, samples: Mapping[str, ChannelSamples]) -> Array:
+    """Deviation of the sums that make each channel, were its inputs independent, ``[group.size]``; 0 where unknown.
+
+    It is known for a channel that an activation hides, and scales as the channel does.
+    """
+    variances = np.zeros(group.size)
+    for node in group.producers:
+        if node.input[0] not in samples:
+            continue
+        weight = per_input(graph.initializers[node.input[1]], node)
+        power = np.square(weight, dtype=np.float64).sum(axis=3)
+        arriving = samples[node.input[0]].variance.reshape(weight.shape[0], -1)
+        made = np.einsum("goi,gi->go", power, arriving).reshape(-1)
+        index = group.tensors[node.output[0]]
+        np.maximum.at(variances, index[index >= 0], made[index >= 0])
+    return np.sqrt(variances)
 
 
 def kept_interval(seen: ChannelSamples) -> tuple[Array, Array]:
@@ -204,12 +231,14 @@ def _start(tensors: list[_Tensor], readers: list[_Reader], size: int) -> Array:
     """
     extent, count = np.zeros(size), np.zeros(size)
     for tensor in tensors:
-        free = tensor.index >= 0
         own = np.maximum(tensor.above, tensor.below)
-        own = np.maximum(own, 1e-6 * max(float(own.max()), 1e-30))
-        np.add.at(extent, tensor.index[free], np.log(own)[free])
-        np.add.at(count, tensor.index[free], 1.0)
+        # the mean of a channel that never fired says nothing; the tensor that the mean is of does
+        alive = (tensor.index >= 0) & (own > 1e-6 * float(own.max()))
+        np.add.at(extent, tensor.index[alive], np.log(own[alive]))
+        np.add.at(count, tensor.index[alive], 1.0)
     logs = -extent / np.maximum(count, 1)
+    # nothing is known of these: they may be scaled as the middle one is
+    logs[count == 0] = np.median(logs[count > 0]) if (count > 0).any() else 0.0
     column, read = np.full(size, -np.inf), np.zeros(size, bool)
     for reader in readers:
         free = reader.index >= 0

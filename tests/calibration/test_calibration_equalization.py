@@ -166,6 +166,23 @@ def test_a_dead_channel_does_no_harm():
     assert quantized_db(equalized.graph, fresh) > quantized_db(fresh, fresh) - 1
 
 
+def test_a_channel_that_slept_in_the_calibration_leaves_the_range_to_the_others():
+    graph = chain()
+    tensor = next(t for t in graph.model.graph.initializer if t.name == graph.nodes[0].input[2])
+    bias = np.frombuffer(tensor.raw_data, np.float32).copy()
+    sums = run(graph, IMAGES, [graph.nodes[0].output[0]])[0]
+    bias[2] -= 1.01 * sums[:, 2].max()
+    tensor.raw_data = bias.tobytes()
+    fresh = type(graph)(graph.model)
+    relu = fresh.nodes[1].output[0]
+    assert run(fresh, IMAGES, [relu])[0][:, 2].max() == 0
+    equalized = equalize(fresh, batches(IMAGES), threads=1)
+    # of twice the contrast, the pictures wake it; it must not reach far beyond what the others reach
+    awake = run(equalized.graph, 2 * IMAGES, [relu])[0].max(axis=(0, 2, 3))
+    assert awake[2] > 0
+    assert awake[2] < 2 * np.delete(awake, 2).max()
+
+
 def test_a_net_with_nothing_to_rescale_comes_back_as_it_is():
     b = Builder()
     graph = b.graph(b.op("Sigmoid", b.conv("images", 4, 3)))
