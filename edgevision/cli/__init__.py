@@ -17,6 +17,8 @@ from typing import NoReturn
 VERBS: dict[str, str] = {
     "models": "list the model zoo",
     "train": "train a model of the zoo; the run folder is a Checkpoint",
+    "distill": "train a smaller or pruned model on a trained one's answers",
+    "prune": "remove channels from a trained model and train it again, or show what removing them would do",
     "quantize": "train a model for INT8, or look into what INT8 will do to its RepVGG blocks",
     "convert": "convert a model to bundles for ONNX Runtime, OpenVINO, ncnn and TensorRT",
     "sensitivity": "rank the layers of a model by what quantizing them does to its outputs",
@@ -25,6 +27,7 @@ VERBS: dict[str, str] = {
     "eval": "measure a bundle's accuracy and its agreement with a reference",
     "bench": "measure latency, memory and accuracy of bundles side by side",
     "report": "make a page of bench results",
+    "run": "run a recipe: train, prune, distill, quantize, convert and report as one chain that resumes",
     "doctor": "tell what this machine has and whether INT8 will help on it",
 }
 
