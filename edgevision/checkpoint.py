@@ -2,8 +2,9 @@
 
 ::
 
-    model.json           schema version, architecture and its arguments, task, classes, preprocess, what was done to
-                         the network, metrics, and name, size and SHA-256 of the weights
+    model.json           schema version, architecture and its arguments, channel counts where they are no longer the
+                         architecture's, task, classes, preprocess, what was done to the network, metrics, and name,
+                         size and SHA-256 of the weights
     model.safetensors    the state dict
 
 Other files may lie beside them. The module imports without torch; saving, opening and building need it.
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevision.dependencies import require
-from edgevision.errors import CheckpointError, OutputError, UsageError
+from edgevision.errors import CheckpointError, ModelError, OutputError, UsageError
 from edgevision.files import sha256_bytes, write_bytes, write_json
 from edgevision.models import create_model
 from edgevision.preprocess import Preprocess
@@ -27,7 +28,8 @@ from edgevision.preprocess import Preprocess
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SCHEMA_VERSION = 1
+# 2: channel counts of pruned networks
+SCHEMA_VERSION = 2
 MODEL = "model.json"
 WEIGHTS = "model.safetensors"
 
@@ -49,8 +51,9 @@ class Checkpoint:
         preprocess: how pictures become its input.
         classes: names by index; empty where unknown.
         task: ``classification`` or ``tensors`` (raw outputs).
-        changes: what was done to the network, in order: ``trained``, ``reparameterized``, …
+        changes: what was done to the network, in order: ``trained``, ``pruned``, ``reparameterized``, …
         metrics: name → value, e.g. ``{"top1": 0.98, "epoch": 12}``; a value that is not finite becomes None.
+        channels: layer → channels in, out and groups, of those that differ from what `create_model` makes.
 
     Raises:
         UsageError: classes or preprocess do not go with the architecture's arguments.
@@ -64,6 +67,7 @@ class Checkpoint:
     task: str = "classification"
     changes: tuple[str, ...] = ()
     metrics: dict[str, float | None] = field(default_factory=dict)
+    channels: dict[str, list[int]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         num_classes, in_channels = self.arguments.get("num_classes"), self.arguments.get("in_channels")
@@ -86,13 +90,15 @@ class Checkpoint:
         changes: tuple[str, ...] = (),
         metrics: Mapping[str, float | None] | None = None,
     ) -> Checkpoint:
-        """Take a network that `create_model` built (trained or fused since) with a copy of its weights.
+        """Take a network that `create_model` built (trained, pruned or fused since) with a copy of its weights.
 
         ``reparameterized`` is added to ``changes`` where the network is fused.
 
         Raises:
-            UsageError: ``model`` did not come from `create_model`, or see the class.
+            UsageError: ``model`` did not come from `create_model`, has other layers by now, or see the class.
         """
+        from edgevision.models.channels import changed_counts
+
         architecture = getattr(model, "architecture", None)
         if not isinstance(architecture, dict):
             raise UsageError(
@@ -102,6 +108,10 @@ class Checkpoint:
         arguments = dict(architecture["arguments"])
         if arguments.get("deploy") and REPARAMETERIZED not in changes:
             changes = (*changes, REPARAMETERIZED)
+        try:
+            channels = changed_counts(model)
+        except ModelError as error:
+            raise UsageError(str(error)) from error
         return cls(
             architecture=str(architecture["name"]),
             arguments=arguments,
@@ -112,6 +122,7 @@ class Checkpoint:
             task=task,
             changes=tuple(changes),
             metrics=_finite(metrics or {}),
+            channels=channels,
         )
 
     @property
@@ -124,14 +135,16 @@ class Checkpoint:
         return replace(self, metrics={**self.metrics, **_finite(metrics)})
 
     def build(self) -> nn.Module:
-        """The network in eval mode with the weights loaded; fused if it was saved fused.
+        """The network in eval mode with the weights loaded; fused if it was saved fused, pruned if it was pruned.
 
         The state of torch's random numbers is left as it was.
 
         Raises:
-            CheckpointError: the architecture is unknown here, or the weights do not fit it or are not finite.
+            CheckpointError: the architecture is unknown here, or the channel counts or weights do not fit it, or the
+                weights are not finite.
         """
         torch = require("torch", purpose="build models")
+        from edgevision.models.channels import resize
         from edgevision.models.weights import apply_weights
 
         arguments = dict(self.arguments)
@@ -140,7 +153,8 @@ class Checkpoint:
         try:
             with torch.random.fork_rng(devices=[]):
                 model = create_model(self.architecture, **arguments)
-        except (UsageError, TypeError) as error:
+            resize(model, self.channels)
+        except (UsageError, ModelError, TypeError) as error:
             raise CheckpointError(f"checkpoint of {self.architecture}: cannot be built here: {error}") from error
         apply_weights(model, self.weights, source=f"checkpoint of {self.architecture}")
         return model.eval()
@@ -179,6 +193,7 @@ class Checkpoint:
             "preprocess": self.preprocess.to_dict(),
             "changes": list(self.changes),
             "metrics": self.metrics,
+            "channels": self.channels,
         }
 
     @classmethod
@@ -206,14 +221,10 @@ class Checkpoint:
                 task=str(values["task"]),
                 changes=tuple(str(change) for change in values["changes"]),
                 metrics={str(name): value for name, value in values["metrics"].items()},
+                channels=_read_channels(values.get("channels", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{folder / MODEL}: damaged checkpoint: {type(error).__name__}: {error}") from error
-
-
-def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint folder. See `Checkpoint.open`."""
-    return Checkpoint.open(path)
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -234,6 +245,8 @@ def _read_model_json(folder: Path) -> dict[str, Any]:
     path = folder / MODEL
     if not path.is_file():
         what = "no such folder" if not folder.exists() else f"no {MODEL} in it" if folder.is_dir() else "not a folder"
+        if (folder / "quantized.json").is_file():
+            what = "a quantized network, whose weights lie in a graph: open it with edgevision.load_checkpoint"
         raise CheckpointError(f"{folder}: {what}; a checkpoint is a folder with {MODEL} and {WEIGHTS}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -248,6 +261,14 @@ def _read_model_json(folder: Path) -> dict[str, Any]:
             "pip install -U edgevision"
         )
     return dict(values)
+
+
+def _read_channels(values: Any) -> dict[str, list[int]]:
+    channels = {str(name): [int(count) for count in counts] for name, counts in values.items()}
+    for name, counts in channels.items():
+        if not counts or any(count < 1 for count in counts):
+            raise ValueError(f"channels of {name}: {counts}")
+    return channels
 
 
 def _read_weights(folder: Path, sha256: str) -> bytes:

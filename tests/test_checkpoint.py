@@ -13,11 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from edgevision.checkpoint import MODEL, NEXT_WEIGHTS, WEIGHTS, Checkpoint, is_checkpoint, load_checkpoint
+from edgevision.checkpoint import MODEL, NEXT_WEIGHTS, WEIGHTS, Checkpoint, is_checkpoint
 from edgevision.errors import CheckpointError, OutputError, UsageError
 from edgevision.models import MODELS, create_model
 from edgevision.models.reparameterize import reparameterize
+from edgevision.pipeline.checkpoint import load_checkpoint
+from edgevision.pipeline.quantize import QuantizeOptions, quantize
 from edgevision.preprocess import PRESETS
+from edgevision_converters.passes.numerics import run
+from edgevision_converters.qdq import quantize_dequantize
 
 CLASSES = ("cat", "dog", "fox")
 
@@ -181,7 +185,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda v: v.update(schema_version=99), r"newer EdgeVision \(schema 99; this one reads up to 1\)"),
+        (lambda v: v.update(schema_version=99), r"newer EdgeVision \(schema 99; this one reads up to 2\)"),
         (lambda v: v.update(schema_version="1"), "schema_version must be a whole number"),
         (lambda v: v.pop("schema_version"), "not a checkpoint's model.json"),
         (lambda v: v.pop("classes"), "damaged checkpoint: KeyError: 'classes'"),
@@ -266,3 +270,22 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 def test_importing_needs_no_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; sys.modules['safetensors'] = None; import edgevision.checkpoint"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_quantized_network_reloads_by_its_folder_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model("repvgg_tiny", num_classes=10, in_channels=1, input_size=32, width=0.5).eval()
+    checkpoint = Checkpoint.from_model(model, preprocess=PRESETS["digits"])
+    options = QuantizeOptions(method="default", calibration_images=8, equalize=False)
+    made = quantize(checkpoint, data="digits", out=tmp_path / "int8", options=options)
+    opened = load_checkpoint(tmp_path / "int8")
+    assert opened.preprocess == PRESETS["digits"]
+    images = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        answers = opened.build()(images).numpy()
+    (expected,) = run(quantize_dequantize(made.graph, made.plan), {made.graph.input_name: images.numpy()})
+    # a tie between two integers may fall either way in float32: a few steps of the last layer, of 10 of the range
+    assert float(abs(answers - expected).max()) < 0.05 * float(abs(expected).max())
+    assert float(abs(answers - model(images).detach().numpy()).max()) > 0
+    with pytest.raises(CheckpointError, match=r"a quantized network, .* open it with edgevision.load_checkpoint"):
+        Checkpoint.open(tmp_path / "int8")

@@ -226,7 +226,7 @@ def test_models_presets_and_preprocess_keys_are_named():
     spans = set(code_spans(README))
     assert set(MODELS.names()) <= spans
     assert set(PRESETS) <= spans
-    example = next(block.text for block in fenced_blocks(README) if block.language == "toml")
+    example = next(block.text for block in fenced_blocks(README) if block.text.startswith("# preprocess.toml"))
     keys = set(re.findall(r"^(\w+) = ", example, re.MULTILINE)) | spans
     assert {field.name for field in fields(Preprocess)} <= keys
 

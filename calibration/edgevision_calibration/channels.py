@@ -125,7 +125,8 @@ class _Ties:
             return inputs
         if node.op_type == "Concat" and len(inputs) == len(node.input) and attributes(node).get("axis") in {1, -3}:
             return [np.concatenate(inputs)] if self._rank(node.output[0]) == 4 else []
-        return []
+        picked = _picked_channels(self.graph, node, len(inputs[0])) if len(inputs) == 1 else None
+        return [] if picked is None else [inputs[0][picked]]
 
     def _rank(self, name: str) -> int:
         return len(self.graph.shapes.get(name, ()))
@@ -160,8 +161,9 @@ def _families(roots: dict[str, np.ndarray]) -> list[list[str]]:
     finder.new(len(names))
     owner: dict[int, int] = {}
     for position, name in enumerate(names):
-        for root in roots[name].tolist():
-            finder.union(np.asarray([owner.setdefault(root, position)]), np.asarray([position]))
+        # channels mostly share their owner: one union for all of them
+        for other in {owner.setdefault(root, position) for root in roots[name].tolist()}:
+            finder.union(np.asarray([other]), np.asarray([position]))
     members: dict[int, list[str]] = {}
     for position, name in enumerate(names):
         members.setdefault(finder.find(position), []).append(name)
@@ -187,6 +189,19 @@ def _maps_channels(graph: Graph, node: NodeProto) -> bool:
     if node.op_type in {"Flatten", "Reshape", "Squeeze"}:
         return _flattens_pixel(graph, node)
     return node.op_type in _CHANNELWISE
+
+
+def _picked_channels(graph: Graph, node: NodeProto, count: int) -> np.ndarray | None:
+    """Which of ``count`` channels a Slice or Gather on axis 1 of a map passes on; None for anything else."""
+    if len(graph.shapes.get(node.output[0], ())) != 4 or not all(name in graph.initializers for name in node.input[1:]):
+        return None
+    constants = [graph.initializers[name] for name in node.input[1:]]
+    if node.op_type == "Gather" and attributes(node).get("axis", 0) == 1 and constants[0].ndim == 1:
+        return np.asarray(np.arange(count)[constants[0]])
+    if node.op_type == "Slice" and len(constants) >= 3 and constants[2].tolist() == [1]:
+        step = int(constants[3][0]) if len(constants) > 3 else 1
+        return np.arange(count)[int(constants[0][0]) : int(constants[1][0]) : step]
+    return None
 
 
 def _over_space(graph: Graph, node: NodeProto) -> bool:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 # integer kernels take their time from long sums over many channels; up to these, float is as quick
 _STEM_CHANNELS = 32
 _STEM_PRODUCTS = 32
-# float layers may have this share of the work: about a twentieth of FP32's time at most
-_BUDGET = 0.08
+# float layers may have this share of the work: a few hundredths of FP32's time
+_BUDGET = 0.06
 # moving a value takes the time of so many products, and in a file a weight's share counts half as much
 _PRODUCTS_PER_VALUE = 16
 _WEIGHT_SHARE = 0.5
@@ -65,6 +65,20 @@ def stem_layers(graph: Graph) -> list[str]:
         tensor = str(node.output[0])
 
 
+def thin_layers(graph: Graph, least_products: float) -> list[str]:
+    """Names of the convolutions that make fewer than ``least_products`` products for each value read or written."""
+    return [node.name for node in graph.nodes if node.op_type == "Conv" and _density(graph, node) < least_products]
+
+
+def _density(graph: Graph, node: NodeProto) -> float:
+    weight, values = graph.initializers.get(node.input[1]), attributes(node)
+    if weight is None:
+        return math.inf
+    # for each pixel of the output: the products, and the values that the layer's strides let it read and write
+    read = weight.shape[1] * values.get("group", 1) * math.prod(values.get("strides", [1]))
+    return float(weight.size / (read + weight.shape[0]))
+
+
 def _is_slight(graph: Graph, node: NodeProto) -> bool:
     weight = graph.initializers.get(node.input[1])
     if weight is None:
@@ -81,7 +95,7 @@ def precise_layers(
     Rounding noise of early tensors averages out on its way; that of the last ones, before a global pooling or a
     detector's outputs, does not, and these have few pixels to compute. Runs of up to four layers compete by the noise
     they take away for their share of the work (products, values moved, or weights stored). The best is left in float
-    as long as its share of the noise is three times that of the work and all such layers together do at most 8% of it.
+    as long as its share of the noise is three times that of the work and all such layers together do at most 6% of it.
 
     Args:
         graph: the canonical graph.

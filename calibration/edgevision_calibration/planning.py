@@ -11,7 +11,7 @@ import numpy as np
 
 from edgevision.graph import Graph, attributes
 from edgevision_calibration.bias_correction import corrected_biases
-from edgevision_calibration.mixed_precision import precise_layers, stem_layers
+from edgevision_calibration.mixed_precision import precise_layers, stem_layers, thin_layers
 from edgevision_calibration.observe import CLIPPING_OPS
 from edgevision_calibration.plan import ActivationQuant, QuantPlan
 from edgevision_calibration.ranges import range_method
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from onnx import NodeProto
 
 # ops whose output lies on the grid of their input, so both must share one scale
-_GRID_KEEPING_OPS = frozenset({"MaxPool", "Concat"})
+_GRID_KEEPING_OPS = frozenset({"MaxPool", "Concat", "Slice", "Reshape", "Transpose", "Flatten", "Squeeze"})
 _STEM_REASON = "so few channels run as fast in float"
+_THIN_REASON = "rounding its input would take the time that its integers save"
 
 
 def make_plan(
@@ -54,7 +55,7 @@ def make_plan(
         UsageError: no such range method.
         CalibrationError: a tensor was not observed.
     """
-    float_ops = {**dict.fromkeys(_stem(graph, scheme), _STEM_REASON), **(keep_float or {})}
+    float_ops = {**_quick_in_float(graph, scheme), **(keep_float or {})}
     compute = [node for node in graph.nodes if _takes_integers(graph, node, scheme, float_ops)]
     chosen = _Ranges(graph, table, scheme, ranges)
     if precise and table.noise_gains:
@@ -113,11 +114,22 @@ class _Ranges:
         return self._found[name]
 
 
-def _stem(graph: Graph, scheme: QuantScheme) -> list[str]:
-    """Layers of the stem that stay in float; none where no layer would be left to run on integers."""
-    names = stem_layers(graph) if scheme.float_stem else []
-    others = [node for node in graph.nodes if node.op_type in scheme.compute_ops and node.name not in names]
-    return names if others else []
+def _quick_in_float(graph: Graph, scheme: QuantScheme) -> dict[str, str]:
+    """Layers that are as quick in float and stay so, and why; none where no layer would be left for integers."""
+    candidates = {node.name for node in graph.nodes if _may_take_integers(graph, node, scheme)}
+    found: dict[str, str] = {}
+    for names, reason in (
+        (stem_layers(graph) if scheme.float_stem else [], _STEM_REASON),
+        (thin_layers(graph, scheme.least_products), _THIN_REASON),
+    ):
+        also = {**found, **dict.fromkeys((name for name in names if name in candidates), reason)}
+        if also.keys() < candidates:
+            found = also
+    return found
+
+
+def _may_take_integers(graph: Graph, node: NodeProto, scheme: QuantScheme) -> bool:
+    return node.op_type in scheme.compute_ops and (scheme.depthwise or not is_depthwise(graph, node))
 
 
 def _precise(
@@ -178,23 +190,39 @@ def quantized_tensors(
     The inputs of compute nodes always; their outputs where the scheme keeps chains integer
     (``scheme.quantize_outputs``); and the outputs of integer ops all of whose inputs carry integers.
     """
+    passing = _passing(graph, compute, scheme, float_ops)
     quantized = {node.input[0] for node in compute}
     if scheme.quantize_outputs:
         quantized.update(name for node in compute if (name := activated(graph, node)) is not None)
-    for node in graph.nodes:
-        if node.op_type not in scheme.integer_ops or node.name in float_ops:
-            continue
-        inputs = data_inputs(graph, node)
-        if inputs and all(name in quantized for name in inputs):
-            name = activated(graph, node)
-            if name is not None:
-                quantized.add(name)
+    for node in passing:
+        if all(name in quantized for name in data_inputs(graph, node)) and (name := activated(graph, node)) is not None:
+            quantized.add(name)
     # a grid-keeping op whose output is quantized wants integers on the way in as well
-    for node in reversed(graph.nodes):
-        if node.op_type in scheme.integer_ops & _GRID_KEEPING_OPS and node.output[0] in quantized:
+    for node in reversed(passing):
+        if node.op_type in _GRID_KEEPING_OPS and node.output[0] in quantized:
             quantized.update(data_inputs(graph, node))
     order = [graph.input_name, *(name for node in graph.nodes for name in node.output)]
     return _useful([name for name in order if name in quantized], graph, compute, scheme)
+
+
+def _passing(
+    graph: Graph, compute: Iterable[NodeProto], scheme: QuantScheme, float_ops: Mapping[str, str]
+) -> list[NodeProto]:
+    """Nodes that may pass integers on, in topological order.
+
+    Where chains are kept integer these need a layer on integers to come from: after a float layer a pooling, say, has
+    nothing to gain (ONNX Runtime's takes 14 times float's time there), and fewer values are left to round behind it.
+    """
+    made: set[str | None] = {activated(graph, node) for node in compute}
+    passing = []
+    for node in graph.nodes:
+        inputs = data_inputs(graph, node)
+        if node.op_type not in scheme.integer_ops or node.name in float_ops or not inputs:
+            continue
+        if not scheme.quantize_outputs or any(name in made for name in inputs):
+            made.add(activated(graph, node))
+            passing.append(node)
+    return passing
 
 
 def _useful(names: list[str], graph: Graph, compute: Iterable[NodeProto], scheme: QuantScheme) -> list[str]:
@@ -271,6 +299,9 @@ def activation_quant(low: float, high: float, scheme: QuantScheme) -> Activation
     least, greatest = scheme.quant_range
     if scheme.symmetric:
         return ActivationQuant(_float32(max(high, -low, LEAST_SCALE * greatest) / greatest), 0)
+    if scheme.signed_symmetric and low < 0:
+        middle = (greatest + 1) // 2
+        return ActivationQuant(_float32(max(high / (greatest - middle), -low / middle, LEAST_SCALE)), middle)
     scale = _float32(max((high - low) / (greatest - least), LEAST_SCALE))
     return ActivationQuant(scale, int(np.clip(round(least - low / scale), least, greatest)))
 

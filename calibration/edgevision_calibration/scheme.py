@@ -29,6 +29,9 @@ class QuantScheme:
             get it in float (else they all get the rounded one).
         float_stem: whether the first layers, of few channels, stay in float because that is as quick, see
             `edgevision_calibration.mixed_precision.stem_layers`.
+        signed_symmetric: whether a ``uint8`` tensor with negative values has its zero in the middle, at 128.
+        least_products: products per value read and written below which a convolution stays in float because rounding
+            its input takes what its integers save, see `edgevision_calibration.mixed_precision.thin_layers`.
     """
 
     target: str
@@ -43,6 +46,8 @@ class QuantScheme:
     weight_per_group: bool = False
     layers_round_alone: bool = False
     float_stem: bool = False
+    signed_symmetric: bool = False
+    least_products: float = 0.0
 
     @property
     def symmetric(self) -> bool:
@@ -56,8 +61,8 @@ class QuantScheme:
 
 
 _COMPUTE = frozenset({"Conv", "Gemm", "MatMul"})
-# what picks or moves values and computes none
-_MOVE = frozenset({"Concat", "MaxPool", "Slice"})
+# what joins or picks values and computes none, and is quicker on integers in every engine
+_MOVE = frozenset({"Concat", "MaxPool"})
 
 SCHEMES: dict[str, QuantScheme] = {
     # uint8 activations take the u8·s8 dot-product kernels (VNNI, and dotprod on ARM); int8-symmetric ones take
@@ -67,16 +72,15 @@ SCHEMES: dict[str, QuantScheme] = {
         activation_dtype="uint8",
         weight_per_channel=True,
         compute_ops=_COMPUTE,
-        integer_ops=frozenset({"Add", "AveragePool", "Resize"})
-        | _MOVE
-        | {"Flatten", "Reshape", "Squeeze", "Transpose"},
+        integer_ops=_MOVE | {"Add", "AveragePool", "Flatten", "Reshape", "Resize", "Slice", "Squeeze", "Transpose"},
         quantize_outputs=True,
         depthwise=True,
         quantize_bias=True,
         float_stem=True,
     ),
     # OpenVINO reads Q/DQ as FakeQuantize and propagates it itself; additions are fused into the convolution
-    # before them in float, so only the inputs of compute ops carry Q/DQ.
+    # before them in float, so only the inputs of compute ops carry Q/DQ. A zero in the middle becomes int8 without a
+    # zero point, which its kernels need not make good.
     "openvino": QuantScheme(
         target="openvino",
         activation_dtype="uint8",
@@ -86,10 +90,12 @@ SCHEMES: dict[str, QuantScheme] = {
         quantize_outputs=False,
         depthwise=True,
         quantize_bias=False,
+        signed_symmetric=True,
     ),
     # ncnn quantizes the input of a layer and dequantizes its output; there is no integer addition or concat.
     # Its depthwise INT8 kernels cost more than float on x86 and ARM, and 3 dB. One scale per group is all that its
-    # format stores.
+    # format stores. Each layer rounds its input and returns floats, which costs layers of few channels more than their
+    # integers save: at 25 MobileNetV2, SqueezeNet, UltraFace and FastestDet were all quicker than at 0.
     "ncnn": QuantScheme(
         target="ncnn",
         activation_dtype="int8",
@@ -101,6 +107,7 @@ SCHEMES: dict[str, QuantScheme] = {
         quantize_bias=False,
         weight_per_group=True,
         layers_round_alone=True,
+        least_products=25.0,
     ),
     # Explicit Q/DQ with zero point 0 is the one form TensorRT 8.5 to 11 all take; biases stay float.
     "tensorrt": QuantScheme(

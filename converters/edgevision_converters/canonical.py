@@ -42,6 +42,7 @@ SIMPLIFICATIONS = (
     passes.unify_global_pools,
     passes.unwrap_softmax,
     passes.unify_flattens,
+    passes.gather_channels,
     passes.remove_dead,
 )
 
@@ -135,6 +136,8 @@ def _simplify(model: ModelProto, label: str) -> ModelProto:
         before = len(model.graph.node)
         for simplify in SIMPLIFICATIONS:
             model = simplify(model)
+    for finish in (passes.sort_channels, passes.remove_noops, passes.remove_dead):
+        model = finish(model)
     picture = model.graph.input[0].name
     if not any(picture in node.input for node in model.graph.node):
         raise ModelError(f"{label}: the outputs do not depend on the input; expected a network")

@@ -27,8 +27,8 @@ VERBS: dict[str, str] = {
     "eval": "measure a bundle's accuracy and its agreement with a reference",
     "bench": "measure latency, memory and accuracy of bundles side by side",
     "report": "make a page of bench results",
-    "run": "run a recipe: train, prune, distill, quantize, convert and report as one chain that resumes",
     "doctor": "tell what this machine has and whether INT8 will help on it",
+    "run": "run a recipe: train, prune, distill, quantize, convert and report as one chain that resumes",
 }
 
 

@@ -1,4 +1,4 @@
-"""What a canonical graph becomes before pnnx sees it: batch 1, and forms of three ops that pnnx lowers right.
+"""What a canonical graph becomes before pnnx sees it: batch 1, and forms of four ops that pnnx lowers right.
 
 No rewrite renames a tensor: what was `t` in the graph is `t` in the model pnnx reads.
 """
@@ -82,6 +82,12 @@ class _Rewriter:
         self.model.graph.initializer.append(self.onnx.numpy_helper.from_array(array, name))
         return name
 
+    def floats(self, name: str, values: list[float]) -> str:
+        """Add a constant float32 vector and return its name."""
+        array = np.asarray(values, np.float32)
+        self.model.graph.initializer.append(self.onnx.numpy_helper.from_array(array, name))
+        return name
+
     def add(self, kind: str, inputs: list[str], outputs: list[str], name: str, **values: Any) -> None:
         """Add a node."""
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, outputs, name=name, **values))
@@ -133,7 +139,38 @@ def _instance_norm_in_4d(writer: _Rewriter, node: NodeProto) -> bool:
     return True
 
 
+# for whole factors these all take pixel ⌊x / factor⌋: no source position ever lies in the middle between two pixels
+_SAME_NEAREST = {
+    ("half_pixel", "round_prefer_floor"),
+    ("half_pixel", "round_prefer_ceil"),
+    ("pytorch_half_pixel", "round_prefer_floor"),
+    ("pytorch_half_pixel", "round_prefer_ceil"),
+}
+
+
+def _nearest_as_torch(writer: _Rewriter, node: NodeProto) -> bool:
+    """pnnx knows nearest neighbours in torch's way of saying it (asymmetric, floor) alone."""
+    values = attributes(node)
+    how = (
+        values.get("coordinate_transformation_mode", "half_pixel"),
+        values.get("nearest_mode", "round_prefer_floor"),
+    )
+    before, after = writer.shape(node.input[0]), writer.shape(node.output[0])
+    if values.get("mode", "nearest") != "nearest" or how not in _SAME_NEAREST or not before or not after:
+        return False
+    if "axes" in values or any(large % small for large, small in zip(after, before, strict=True)):
+        return False
+    factors = [large // small for large, small in zip(after, before, strict=True)]
+    scales = writer.floats(f"{node.name}.scales", [float(factor) for factor in factors])
+    writer.add(
+        "Resize", [node.input[0], "", scales], list(node.output), node.name,
+        mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+    )  # fmt: skip
+    return True
+
+
 _REWRITES = {
+    "Resize": _nearest_as_torch,
     "Split": _split_sizes,
     "ReduceMax": _reduce_one_by_one,
     "ReduceMin": _reduce_one_by_one,

@@ -6,6 +6,8 @@ from edgevision_converters.passes.activations import fuse_hard_swish
 from edgevision_converters.passes.affine import fold_batch_norms, fold_channel_affine
 from edgevision_converters.passes.attributes import write_out_attributes
 from edgevision_converters.passes.batch import fix_batch, free_batch
+from edgevision_converters.passes.channel_moves import gather_channels
+from edgevision_converters.passes.channel_order import sort_channels
 from edgevision_converters.passes.dead import remove_dead
 from edgevision_converters.passes.dense import unify_dense
 from edgevision_converters.passes.flatten import unify_flattens
@@ -29,12 +31,14 @@ __all__ = [
     "fold_constants",
     "free_batch",
     "fuse_hard_swish",
+    "gather_channels",
     "lower_opset",
     "merge_padding",
     "merge_transposes",
     "name_nodes",
     "remove_dead",
     "remove_noops",
+    "sort_channels",
     "strip_debug",
     "unify_dense",
     "unify_flattens",

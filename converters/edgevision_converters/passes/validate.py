@@ -45,8 +45,8 @@ def check_ops(model: ModelProto, label: str) -> None:
             )
         if node.op_type in RANDOM:
             raise ModelError(
-                f"{label}: the model draws random numbers ({node.op_type} at {where}), so that no two runs agree; export "
-                "it in eval mode, without noise"
+                f"{label}: the model draws random numbers ({node.op_type} at {where}), so that no two runs agree; "
+                "export it in eval mode, without noise"
             )
         if node.domain not in _STANDARD:
             raise UnsupportedOpError(
