@@ -413,7 +413,7 @@ def _checkpoint_of(model: nn.Module, like: Checkpoint, change: str) -> Checkpoin
 
 
 def tensor_batches(data: str | Path | Dataset, source: Checkpoint, pictures: int) -> list[tuple[Tensor, Tensor | None]]:
-    """Some of the training pictures, spread evenly and mixed, as the network takes them; with what labels there are.
+    """Some of the training pictures, spread evenly and mixed, as the network takes them; with their labels, if any.
 
     Raises:
         DataError: there are none, or one cannot be read.
