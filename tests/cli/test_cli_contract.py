@@ -310,7 +310,7 @@ def test_convert_explains_every_op(house):
         assert node in ncnn
     line = next(line for line in ncnn.splitlines() if line.strip().startswith("depthwise "))
     assert "float" in line
-    assert any("int8" in line for line in ncnn.splitlines() if line.strip().startswith("stem "))
+    assert any("int8" in line for line in ncnn.splitlines() if line.strip().startswith("branch "))
     # a hard-swish has no integers in any scheme, and the reader is told so
     assert any("float" in line for line in onnxruntime.splitlines() if "pointwise_hardswish" in line)
     assert "read the model" not in outcome.out
