@@ -122,7 +122,7 @@ class Graph:
         """Shape of the picture input; None for the batch."""
         return _shape(self.model.graph.input[0]) or ()
 
-    @property
+    @cached_property
     def output_names(self) -> list[str]:
         """Names of the outputs, in order."""
         return [value.name for value in self.model.graph.output]
@@ -162,3 +162,11 @@ def _shape(value: Any) -> tuple[int | None, ...] | None:
     if not tensor.HasField("shape"):
         return None
     return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
+
+
+def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
+    """Put copies of ``nodes``, which may be the model's own, in the place of the nodes of ``model``."""
+    # the copies come first: emptying the field takes its own nodes away
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgevision.graph import replace_nodes
 from edgevision_calibration.plan import QuantPlan
 from edgevision_converters.qdq import dequantized_names, quantize_dequantize
 from edgevision_converters.target import ConversionRequest, EngineFiles
@@ -41,14 +42,13 @@ def keep_pools_float(model: ModelProto, plan: QuantPlan) -> ModelProto:
             readers.setdefault(name, []).append(node)
     nodes = []
     for node in model.graph.node:
-        nodes.append(type(node).FromString(node.SerializeToString()))
+        nodes.append(node)
         maker, output = makers.get(node.input[0]) if node.input else None, str(node.output[0])
         rounded = any(reader.op_type == "QuantizeLinear" for reader in readers.get(output, []))
         if node.op_type == "MaxPool" and rounded and (maker is None or maker.op_type != "DequantizeLinear"):
-            nodes[-1].output[0] = f"{output}_pooled"
+            node.output[0] = f"{output}_pooled"
             nodes.append(_clip_to_grid(model, plan, f"{output}_pooled", output))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    replace_nodes(model, nodes)
     return model
 
 

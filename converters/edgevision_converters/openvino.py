@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevision.dependencies import require
-from edgevision.graph import Graph, attributes
+from edgevision.graph import Graph, attributes, replace_nodes
 from edgevision_calibration.plan import QuantPlan
 from edgevision_converters.child import run_python
 from edgevision_converters.qdq import dequantized_names, quantize_dequantize
@@ -59,9 +59,8 @@ def _quantized_model(graph: Graph, plan: QuantPlan) -> bytes:
         elif node.op_type == "Clip" and str(node.input[0]) not in graph.producer:
             nodes.extend(_clip_as_relu_and_min(node, graph))
         else:
-            nodes.append(type(node).FromString(node.SerializeToString()))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+            nodes.append(node)
+    replace_nodes(model, nodes)
     return bytes(model.SerializeToString(deterministic=True))
 
 

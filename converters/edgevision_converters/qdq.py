@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgevision.graph import Graph
+from edgevision.graph import Graph, replace_nodes
 from edgevision_calibration.plan import ActivationQuant, QuantPlan
 from edgevision_calibration.weights import quantize_weight, weight_axis
 
@@ -39,10 +39,7 @@ def quantize_dequantize(graph: Graph, plan: QuantPlan) -> ModelProto:
         for name in list(node.output):
             if name in plan.activations:
                 nodes.extend(writer.activation(name))
-    # the list holds nodes of the field that is about to be emptied
-    nodes = [_copy(node) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    replace_nodes(model, nodes)
     writer.drop_unused_initializers()
     return model
 
@@ -170,14 +167,6 @@ class _Writer:
             self._added.add(name)
             self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
         return name
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    from onnx import NodeProto
-
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy
 
 
 def _dequantized(name: str) -> str:

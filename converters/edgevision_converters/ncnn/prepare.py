@@ -11,7 +11,7 @@ import numpy as np
 
 from edgevision.dependencies import require
 from edgevision.errors import ConversionError
-from edgevision.graph import Graph, attributes
+from edgevision.graph import Graph, attributes, replace_nodes
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -51,9 +51,7 @@ def rewrite_for_pnnx(model: ModelProto) -> ModelProto:
         rewrite = _REWRITES.get(node.op_type)
         if rewrite is None or not rewrite(writer, node):
             writer.nodes.append(node)
-    nodes = [type(node).FromString(node.SerializeToString()) for node in writer.nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    replace_nodes(model, writer.nodes)
     return model
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from edgevision.graph import replace_nodes
+
 Array = npt.NDArray[Any]
 
 
@@ -181,9 +183,7 @@ class Editor:
     def finish(self) -> ModelProto:
         """The edited model, its nodes and initializers written back."""
         graph = self._model.graph
-        nodes = [_copy(node) for node in self.nodes]
-        del graph.node[:]
-        graph.node.extend(nodes)
+        replace_nodes(self._model, self.nodes)
         if self._tensors_changed:
             tensors = [_copy_tensor(tensor) for tensor in self._tensors.values()]
             del graph.initializer[:]
@@ -222,12 +222,6 @@ def set_attributes(node: NodeProto, **values: Any) -> None:
 
 def _index(nodes: list[NodeProto], wanted: NodeProto) -> int:
     return next(index for index, node in enumerate(nodes) if node is wanted)
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy
 
 
 def _copy_tensor(tensor: TensorProto) -> TensorProto:

@@ -11,7 +11,6 @@ from edgevision.errors import ModelError
 from edgevision_converters.passes.editor import Array, Editor, attribute
 from edgevision_converters.passes.numerics import run
 from edgevision_converters.passes.shapes import Shape, static_shapes
-from edgevision_converters.passes.validate import RANDOM
 
 # A constant that grows beyond this when computed (an Expand, a Tile) is cheaper to compute than to ship: 32 MiB.
 _MOST_ELEMENTS = 8 << 20
@@ -20,9 +19,9 @@ _MOST_ELEMENTS = 8 << 20
 def fold_constants(model: ModelProto) -> ModelProto:
     """Replace everything that depends on constants and static shapes alone by its value.
 
-    Requires: static shape of the input; no `Constant` nodes.
-    Ensures: no `Shape` or `Size` of a static tensor, no node with constant inputs alone (random ops and results
-        over 32 MiB excepted). Values are ONNX Runtime's own.
+    Requires: static shape of the input; no `Constant` nodes; no random numbers.
+    Ensures: no `Shape` or `Size` of a static tensor, no node with constant inputs alone (results over 32 MiB
+        excepted). Values are ONNX Runtime's own.
     """
     while True:
         editor = Editor(model)
@@ -74,7 +73,7 @@ def _fold_nodes(editor: Editor, shapes: dict[str, Shape]) -> bool:
 
 
 def _foldable(editor: Editor, node: NodeProto, shapes: dict[str, Shape]) -> bool:
-    if node.op_type in RANDOM or any(entry.HasField("g") for entry in node.attribute):
+    if any(entry.HasField("g") for entry in node.attribute):
         return False
     if any(editor.is_output(name) for name in node.output):
         return False  # an output of the graph needs a node

@@ -23,7 +23,7 @@ _QUANTIZED = frozenset(
 )
 _COLOURS = (1, 3, 4)
 # no two runs of such a model agree, so that nothing could be proved of it
-RANDOM = frozenset(
+_RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
 
@@ -43,7 +43,7 @@ def check_ops(model: ModelProto, label: str) -> None:
                 f"{label}: the model is quantized already ({node.op_type} at {where}); give the float model it was "
                 "made from: every target gets its own quantization"
             )
-        if node.op_type in RANDOM:
+        if node.op_type in _RANDOM:
             raise ModelError(
                 f"{label}: the model draws random numbers ({node.op_type} at {where}), so that no two runs agree; "
                 "export it in eval mode, without noise"
