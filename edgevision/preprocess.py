@@ -18,7 +18,7 @@ from PIL import Image
 
 from edgevision.errors import UsageError
 from edgevision.images import ImageLike, to_image
-from edgevision.registry import unknown_name
+from edgevision.registry import check_keys, unknown_name
 
 Float32Array: TypeAlias = "npt.NDArray[np.float32]"
 
@@ -167,10 +167,7 @@ class Preprocess:
         """
         if not isinstance(values, Mapping):
             raise UsageError(f"a preprocess is a table of keys and values; got {type(values).__name__}")
-        valid = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in valid:
-                raise UsageError(unknown_name("preprocess key", key, valid))
+        check_keys("preprocess key", values, [field.name for field in fields(cls)])
         if "size" not in values:
             raise UsageError("a preprocess needs size = [height, width]")
         tuples: dict[str, Any] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from edgevision.errors import UsageError
-from edgevision.registry import unknown_name
+from edgevision.registry import check_keys
 
 # the student's layer and the teacher's
 LayerPair = tuple[str, str]
@@ -72,10 +72,7 @@ class DistillConfig:
         Raises:
             UsageError: an unknown key (the near ones are named) or a wrong value.
         """
-        valid = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in valid:
-                raise UsageError(unknown_name("distillation key", str(key), valid))
+        check_keys("distillation key", values, [field.name for field in fields(cls)])
         return cls(**values)
 
 

@@ -10,7 +10,7 @@ from edgevision.errors import UsageError
 from edgevision.pipeline.convert import ConvertOptions
 from edgevision.pipeline.prune import FINE_TUNING_RATE, PruneOptions
 from edgevision.pipeline.quantize import QuantizeOptions
-from edgevision.registry import unknown_name
+from edgevision.registry import check_keys
 
 if TYPE_CHECKING:
     from edgevision.distillation import DistillConfig
@@ -52,10 +52,7 @@ def check_options(kind: str, options: Options) -> None:
     Raises:
         UsageError: an unknown key (the near ones are named), a value of another type or out of range.
     """
-    valid = valid_keys(kind)
-    for key in options:
-        if key not in valid:
-            raise UsageError(unknown_name("key", key, valid))
+    check_keys("key", options, valid_keys(kind))
     _CHECKS[kind](options)
 
 

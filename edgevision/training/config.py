@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from edgevision.errors import UsageError
-from edgevision.registry import unknown_name
+from edgevision.registry import check_keys, unknown_name
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "step", "constant")
@@ -18,9 +18,12 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 NOT_PART_OF_THE_RUN = frozenset({"workers", "threads", "tensorboard", "precision", "channels_last"})
 
 
+C = TypeVar("C", bound="RunConfig")
+
+
 @dataclass(frozen=True)
-class TrainConfig:
-    """Settings of a classification run.
+class RunConfig:
+    """What every run is told, whatever the network answers.
 
     Attributes:
         epochs: passes over the training pictures.
@@ -35,17 +38,10 @@ class TrainConfig:
         warmup_epochs: epochs of linear increase from zero, fractions allowed.
         step_size: epochs between the drops of ``step``.
         gamma: factor of each drop of ``step``.
-        label_smoothing: probability spread over all classes (Szegedy et al. 2016), 0 to below 1.
-        mixup: α of mixup's Beta(α, α) (Zhang et al. 2018); 0 turns it off.
-        cutmix: α of CutMix's Beta(α, α) (Yun et al. 2019); 0 turns it off. With mixup on too, each batch
-            gets one of the two at random.
-        crop_padding: pixels of black border before a random crop back to size; 0 turns it off.
-        flip: mirror left to right with probability 1/2.
-        erasing: probability of random erasing (Zhong et al. 2020).
         ema_decay: decay of the exponential moving average of the weights; 0 turns it off. With it on, the
             average is what is validated and kept.
         grad_clip: largest 2-norm of all gradients together; 0 turns clipping off.
-        precision: ``auto`` (bf16 or fp16 where a GPU gains from it, else fp32), ``fp32``, ``bf16``, ``fp16``.
+        precision: ``auto`` (bf16 or fp16 where the device gains from it, else fp32), ``fp32``, ``bf16``, ``fp16``.
         channels_last: ``auto`` (where the device gains), or True or False.
         seed: of the order, the augmentations and dropout.
         early_stop: stop after so many epochs without a better validation; 0 never stops early.
@@ -68,12 +64,6 @@ class TrainConfig:
     warmup_epochs: float = 1.0
     step_size: int = 30
     gamma: float = 0.1
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    crop_padding: int = 0
-    flip: bool = False
-    erasing: float = 0.0
     ema_decay: float = 0.0
     grad_clip: float = 0.0
     precision: str = "auto"
@@ -84,10 +74,27 @@ class TrainConfig:
     threads: int | None = None
     tensorboard: bool = False
 
+    # name → type, least and greatest value, both allowed
+    RANGES: ClassVar[dict[str, tuple[type, float, float]]] = {
+        "epochs": (int, 1, math.inf),
+        "batch_size": (int, 1, math.inf),
+        "lr": (float, 1e-12, 1e6),
+        "momentum": (float, 0, 0.9999999),
+        "weight_decay": (float, 0, 1e6),
+        "warmup_epochs": (float, 0, math.inf),
+        "step_size": (int, 1, math.inf),
+        "gamma": (float, 1e-12, 1),
+        "ema_decay": (float, 0, 0.9999999),
+        "grad_clip": (float, 0, 1e12),
+        "seed": (int, 0, 2**63 - 1),
+        "early_stop": (int, 0, math.inf),
+    }
+    SWITCHES: ClassVar[tuple[str, ...]] = ("nesterov", "tensorboard")
+
     def __post_init__(self) -> None:
-        for name, (kind, low, high) in _RANGES.items():
+        for name, (kind, low, high) in self.RANGES.items():
             _check_number(name, getattr(self, name), kind, low, high)
-        for name in ("nesterov", "flip", "tensorboard"):
+        for name in self.SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} must be true or false; got {getattr(self, name)!r}")
         for name, valid in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
@@ -104,7 +111,7 @@ class TrainConfig:
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise UsageError("nesterov needs a momentum above 0; set nesterov = false or momentum = 0.9")
 
-    def with_epochs(self, epochs: int) -> TrainConfig:
+    def with_epochs(self: C, epochs: int) -> C:
         """The same settings over another number of epochs; the warm-up keeps at most its share of the run."""
         _check_number("epochs", epochs, int, 1, math.inf)
         return replace(self, epochs=epochs, warmup_epochs=min(self.warmup_epochs, epochs / 5))
@@ -114,39 +121,49 @@ class TrainConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+    def from_dict(cls: type[C], values: Mapping[str, Any]) -> C:
         """Build from plain values (TOML or JSON); what is not named keeps its default.
 
         Raises:
             UsageError: an unknown key (the near ones are named) or a wrong value.
         """
-        valid = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in valid:
-                raise UsageError(unknown_name("training key", str(key), valid))
+        check_keys("training key", values, [field.name for field in fields(cls)])
         return cls(**values)
 
 
-# name → type, least and greatest value, both allowed
-_RANGES: dict[str, tuple[type, float, float]] = {
-    "epochs": (int, 1, math.inf),
-    "batch_size": (int, 1, math.inf),
-    "lr": (float, 1e-12, 1e6),
-    "momentum": (float, 0, 0.9999999),
-    "weight_decay": (float, 0, 1e6),
-    "warmup_epochs": (float, 0, math.inf),
-    "step_size": (int, 1, math.inf),
-    "gamma": (float, 1e-12, 1),
-    "label_smoothing": (float, 0, 0.9999999),
-    "mixup": (float, 0, 1e3),
-    "cutmix": (float, 0, 1e3),
-    "crop_padding": (int, 0, 1e4),
-    "erasing": (float, 0, 1),
-    "ema_decay": (float, 0, 0.9999999),
-    "grad_clip": (float, 0, 1e12),
-    "seed": (int, 0, 2**63 - 1),
-    "early_stop": (int, 0, math.inf),
-}
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """Settings of a classification run: those of `RunConfig`, and what classifiers see.
+
+    Attributes:
+        label_smoothing: probability spread over all classes (Szegedy et al. 2016), 0 to below 1.
+        mixup: α of mixup's Beta(α, α) (Zhang et al. 2018); 0 turns it off.
+        cutmix: α of CutMix's Beta(α, α) (Yun et al. 2019); 0 turns it off. With mixup on too, each batch
+            gets one of the two at random.
+        crop_padding: pixels of black border before a random crop back to size; 0 turns it off.
+        flip: mirror left to right with probability 1/2.
+        erasing: probability of random erasing (Zhong et al. 2020).
+
+    Raises:
+        UsageError: a value outside its range; the message names it.
+    """
+
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    crop_padding: int = 0
+    flip: bool = False
+    erasing: float = 0.0
+
+    RANGES: ClassVar[dict[str, tuple[type, float, float]]] = {
+        **RunConfig.RANGES,
+        "label_smoothing": (float, 0, 0.9999999),
+        "mixup": (float, 0, 1e3),
+        "cutmix": (float, 0, 1e3),
+        "crop_padding": (int, 0, 1e4),
+        "erasing": (float, 0, 1),
+    }
+    SWITCHES: ClassVar[tuple[str, ...]] = (*RunConfig.SWITCHES, "flip")
 
 
 def _check_number(name: str, value: Any, kind: type, low: float, high: float) -> None:
