@@ -139,8 +139,8 @@ def test_the_scan_sees_what_there_is():
     assert len(modules()) > 100
     assert "numpy" in imports("edgevision.bundle", inside_functions=False)
     assert "edgevision.runtime.session" in imports("edgevision.parity", inside_functions=False)
-    assert "edgevision_calibration.observe" in imports("edgevision.pipeline.planner", inside_functions=True)
-    assert "edgevision_calibration.observe" not in imports("edgevision.pipeline.planner", inside_functions=False)
+    assert "edgevision_calibration.observe" in imports("edgevision.pipeline.calibration", inside_functions=True)
+    assert "edgevision_calibration.observe" not in imports("edgevision.pipeline.calibration", inside_functions=False)
     assert "torch" in closure("edgevision.models.layers")[1]
 
 

@@ -10,11 +10,11 @@ from edgevision import __version__
 from edgevision.data import batches
 from edgevision.data.base import Subset, evenly_spaced
 from edgevision.errors import CalibrationError
-from edgevision.pipeline.data_care import preprocess_findings
+from edgevision.pipeline.calibration import calibrate
 from edgevision.pipeline.quantize import reconstructed
 from edgevision.pipeline.workspace import Workspace, digest_of, digest_of_samples
 from edgevision.preprocess import Preprocess
-from edgevision.progress import Progress, track
+from edgevision.progress import Progress
 
 if TYPE_CHECKING:
     from edgevision.graph import Graph
@@ -63,37 +63,10 @@ class Planner:
         )
         found = self.workspace.find_calibration(key)
         if found is None:
-            found = self._calibrate(self.samples)
+            found = calibrate(self.source, self.preprocess, self.samples, equalize=self.options.equalize)
             self.workspace.keep_calibration(key, *found)
         self._calibrated = found
         return found
-
-    def _calibrate(self, samples: Subset) -> tuple[Graph, CalibrationTable]:
-        from edgevision_calibration.diagnostics import PictureWatch, diagnose
-        from edgevision_calibration.equalization import equalize
-        from edgevision_calibration.observe import observe
-
-        graph, gains = self.source.graph, dict[str, float]()
-        if self.options.equalize:
-            few = evenly_spaced(samples, min(64, len(samples)))
-            equalized = equalize(graph, self._pictures(few, "equalize"))
-            graph, gains = equalized.graph, dict(equalized.noise_gains)
-        watch = PictureWatch()
-        table = observe(
-            graph,
-            watch.watch(self._pictures(samples, "calibrate")),
-            preprocess_digest=self.preprocess.digest,
-            source=samples.name,
-        )
-        findings = diagnose(table, graph, watch)
-        findings += preprocess_findings(self.source.graph, self.source.task, self.preprocess, samples)
-        table.findings = [finding.to_dict() for finding in findings]
-        table.noise_gains = gains
-        return graph, table
-
-    def _pictures(self, chosen: Subset, label: str) -> Any:
-        feed = (batch for batch, _ in batches(chosen, self.preprocess, 1))
-        return track(feed, label, len(chosen))
 
     def few_pictures(self, count: int) -> list[Any]:
         """``count`` preprocessed calibration pictures, or all there are, float32 ``[1, C, H, W]`` each."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,12 @@ from edgevision.data.base import Dataset, Subset, evenly_spaced
 from edgevision.dependencies import require
 from edgevision.errors import CalibrationError, UsageError
 from edgevision.files import write_text
-from edgevision.pipeline.data_care import preprocess_findings
+from edgevision.pipeline.calibration import calibrate, observed
 from edgevision.pipeline.keep_float import layers_in_float
 from edgevision.pipeline.preprocessing import fit_preprocess
 from edgevision.pipeline.workspace import digest_of, digest_of_samples
 from edgevision.preprocess import Preprocess
-from edgevision.progress import Progress, track
+from edgevision.progress import Progress
 from edgevision.registry import unknown_name
 
 if TYPE_CHECKING:
@@ -31,16 +30,12 @@ if TYPE_CHECKING:
     from edgevision.checkpoint import Checkpoint
     from edgevision.graph import Graph
     from edgevision.pipeline.planner import Planner
-    from edgevision_calibration.diagnostics import PictureWatch
     from edgevision_calibration.plan import QuantPlan
     from edgevision_calibration.qat.model import QuantizedModel
     from edgevision_calibration.qat.train import QatConfig, QatData
-    from edgevision_calibration.table import CalibrationTable
     from edgevision_converters.export import Source
 
 METHODS = ("default", "long", "qat")
-# pictures that are looked at for equalization, as `convert` does
-_EQUALIZE_PICTURES = 32
 
 
 @dataclass(frozen=True)
@@ -191,7 +186,7 @@ class _Job:
             graph, plan = reconstruct(graph, plan, pictures, config=config)
         elif self.options.method == "qat":
             graph, plan = self._train(graph, plan, folder.state)
-        table = self._observe(graph)
+        table = observed(graph, self.preprocess, self._calibration_set())
         # the pictures are the same as before: so is what is doubtful about them
         table.findings = self.findings
         model = QuantizedModel(
@@ -228,31 +223,14 @@ class _Job:
     def _calibration_set(self) -> Subset:
         return evenly_spaced(self.training, min(self.options.calibration_images, len(self.training)))
 
-    def _observe(self, graph: Graph, watch: PictureWatch | None = None) -> CalibrationTable:
-        from edgevision_calibration.observe import observe
-
-        chosen = self._calibration_set()
-        pictures = track((batch for batch, _ in batches(chosen, self.preprocess, 1)), "calibrate", len(chosen))
-        watched = pictures if watch is None else watch.watch(pictures)
-        return observe(graph, watched, preprocess_digest=self.preprocess.digest, source=chosen.name)
-
     def _calibrated(self) -> tuple[Graph, QuantPlan]:
         """The treated graph and the plan that learning begins with; what is doubtful about the pictures is kept."""
-        from edgevision_calibration.diagnostics import PictureWatch, diagnose
-        from edgevision_calibration.equalization import equalize
         from edgevision_calibration.planning import make_plan
         from edgevision_calibration.scheme import scheme_for
 
-        graph, chosen = self.source.graph, self._calibration_set()
-        keep_float = layers_in_float(graph, self.options.keep_float)
-        if self.options.equalize:
-            few = evenly_spaced(chosen, min(_EQUALIZE_PICTURES, len(chosen)))
-            graph = equalize(graph, (batch for batch, _ in batches(few, self.preprocess, 1))).graph
-        watch = PictureWatch()
-        table = self._observe(graph, watch)
-        findings = diagnose(table, graph, watch)
-        findings += preprocess_findings(self.source.graph, self.source.task, self.preprocess, chosen)
-        self.findings = [finding.to_dict() for finding in findings]
+        keep_float = layers_in_float(self.source.graph, self.options.keep_float)
+        graph, table = calibrate(self.source, self.preprocess, self._calibration_set(), equalize=self.options.equalize)
+        self.findings = table.findings
         scheme = scheme_for(self.target)
         plan = make_plan(graph, table, scheme, ranges=self.options.ranges, keep_float=keep_float)
         # other targets than this one must know which of its float layers were asked for
@@ -260,6 +238,7 @@ class _Job:
 
     def _train(self, graph: Graph, plan: QuantPlan, state: Path) -> tuple[Graph, QuantPlan]:
         from edgevision.training.config import recipe_for
+        from edgevision.training.threads import torch_threads
         from edgevision_calibration.qat.train import QatConfig, train_quantized
 
         options = self.options
@@ -274,7 +253,7 @@ class _Job:
             seed=options.seed,
         )
         recipe = recipe_for(self.training.name, input_size=max(self.preprocess.size))
-        with _threads(recipe.threads):
+        with torch_threads(recipe.threads):
             result = train_quantized(
                 graph, plan, self._pictures(config), config=config,
                 classification=self.source.task == "classification", state=state,
@@ -417,19 +396,6 @@ def reconstructed(job: Planner, graph: Graph, plan: QuantPlan) -> tuple[Graph, Q
     # the plan comes last: where it is, the graph is whole
     write_text(folder / "plan.json", result[1].to_json())
     return result
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Let torch compute with ``count`` threads; None leaves its own setting."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Labelled:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +32,7 @@ from edgevision.training.inputs import architecture_of, check_classes, check_pre
 from edgevision.training.loop import EpochResult, Trainer, evaluate
 from edgevision.training.metrics import MetricsLog, Row
 from edgevision.training.source import ImageSource
+from edgevision.training.threads import torch_threads
 
 
 def train(
@@ -104,7 +103,7 @@ def train(
         config = config.with_epochs(epochs)
     seeded_devices = [] if device == "cpu" else list(range(torch.cuda.device_count()))
     # the caller's random numbers go on as if no training had taken place
-    with processes(device) as group, torch.random.fork_rng(devices=seeded_devices), _threads(config.threads):
+    with processes(device) as group, torch.random.fork_rng(devices=seeded_devices), torch_threads(config.threads):
         sources = (
             ImageSource(training, preprocess, workers=config.workers),
             ImageSource(validation, preprocess, workers=config.workers),
@@ -156,16 +155,6 @@ def open_parts(data: str | Path | Dataset, val_data: str | Path | Dataset | None
         return hold_out(training)
     whole = open_dataset(data, split=None)
     return hold_out(whole) if len(whole) == len(training) else (training, open_dataset(data, split="test"))
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass
