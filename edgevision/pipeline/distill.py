@@ -76,28 +76,21 @@ def distill(
     from edgevision.pipeline.preprocessing import load_preprocess
     from edgevision.training import train
 
-    for what, path in (("student", student), ("teacher", teacher)):
-        if isinstance(path, (str, Path)) and Path(path).resolve() == Path(out).resolve():
-            raise UsageError(f"{out} holds the {what}; write the distilled network into another folder with -o")
+    _refuse_overwriting(out, student=student, teacher=teacher)
     by_name = isinstance(teacher, str) and teacher in MODELS and not Path(teacher).is_dir()
     # a teacher that knows its input decides a fresh student's; one by name gets the student's
     opened = None if by_name else open_teacher(teacher, weights=teacher_weights)
     seed = 0 if config is None else config.seed
     begun = _student(student, data, opened, weights=weights, arguments=model_arguments or {}, seed=seed)
-    arguments = _arguments(begun)
     if opened is None:
-        opened = open_teacher(
-            teacher,
-            weights=teacher_weights,
-            arguments={name: arguments[name] for name in _INPUT if name in arguments} | dict(teacher_arguments or {}),
-        )
+        known = _arguments(begun)
+        taken = {name: known[name] for name in _INPUT if name in known} | dict(teacher_arguments or {})
+        opened = open_teacher(teacher, weights=teacher_weights, arguments=taken)
     elif teacher_arguments:
         raise UsageError("teacher_arguments complete a zoo name; this teacher has its own")
     chosen = load_preprocess(preprocess) if isinstance(preprocess, (str, Path)) else preprocess
-    fresh = isinstance(student, (str, Path)) and isinstance(begun, nn.Module)
-    if chosen is None and fresh and opened.preprocess is not None:
-        size = arguments.get("input_size")
-        chosen = opened.preprocess if opened.preprocess.size == (size, size) else None
+    if chosen is None and isinstance(student, (str, Path)) and isinstance(begun, nn.Module):
+        chosen = _fitting_preprocess(opened, begun)
     return train(
         begun,
         data,
@@ -112,6 +105,18 @@ def distill(
         teacher=opened,
         distill=options or DistillConfig(),
     )
+
+
+def _refuse_overwriting(out: str | Path, **networks: object) -> None:
+    for what, path in networks.items():
+        if isinstance(path, (str, Path)) and Path(path).resolve() == Path(out).resolve():
+            raise UsageError(f"{out} holds the {what}; write the distilled network into another folder with -o")
+
+
+def _fitting_preprocess(teacher: Teacher, student: nn.Module) -> Preprocess | None:
+    """The teacher's preprocess, where a fresh student takes pictures of that size."""
+    size = _arguments(student).get("input_size")
+    return teacher.preprocess if teacher.preprocess is not None and teacher.preprocess.size == (size, size) else None
 
 
 # what a teacher by zoo name takes from its student
