@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevision.graph import Graph, attributes
+from edgevision.union_find import UnionFind
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -48,26 +49,6 @@ class ChannelGroup:
     signed: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
 
 
-class _UnionFind:
-    def __init__(self) -> None:
-        self.parent: list[int] = []
-
-    def new(self, count: int) -> np.ndarray:
-        first = len(self.parent)
-        self.parent.extend(range(first, first + count))
-        return np.arange(first, first + count)
-
-    def find(self, item: int) -> int:
-        while self.parent[item] != item:
-            self.parent[item] = self.parent[self.parent[item]]
-            item = self.parent[item]
-        return item
-
-    def union(self, a: np.ndarray, b: np.ndarray) -> None:
-        for left, right in zip(a.tolist(), b.tolist(), strict=True):
-            self.parent[self.find(left)] = self.find(right)
-
-
 def channel_groups(graph: Graph) -> list[ChannelGroup]:
     """All groups of channels that may be rescaled, in topological order of their first tensor."""
     ties = _Ties(graph)
@@ -81,7 +62,7 @@ class _Ties:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.finder = _UnionFind()
+        self.finder = UnionFind()
         self.slots: dict[str, np.ndarray] = {}
         self.pinned: set[int] = set()
         self.one_sided: set[int] = set()
@@ -90,7 +71,8 @@ class _Ties:
         for name in [graph.input_name, *(name for node in graph.nodes for name in node.output)]:
             shape = graph.shapes.get(name, ())
             if len(shape) in {2, 4} and shape[1] is not None:
-                self.slots[name] = self.finder.new(int(shape[1]))
+                first = self.finder.new(int(shape[1]))
+                self.slots[name] = np.arange(first, first + int(shape[1]))
         for name in [graph.input_name, *graph.output_names]:
             self.pinned.update(self._slots_of(name))
 
@@ -110,7 +92,8 @@ class _Ties:
             sources = self._sources(node, inputs)
             if sources and all(len(source) == len(output) for source in sources):
                 for source in sources:
-                    self.finder.union(output, source)
+                    for left, right in zip(output.tolist(), source.tolist(), strict=True):
+                        self.finder.union(left, right)
                 if node.op_type in _ONE_SIDED:
                     self.one_sided.update(self._slots_of(node.output[0]))
                 return
@@ -157,13 +140,13 @@ class _Ties:
 def _families(roots: dict[str, np.ndarray]) -> list[list[str]]:
     """Names of tensors that have a channel in common, directly or through others."""
     names = list(roots)
-    finder = _UnionFind()
+    finder = UnionFind()
     finder.new(len(names))
     owner: dict[int, int] = {}
     for position, name in enumerate(names):
         # channels mostly share their owner: one union for all of them
         for other in {owner.setdefault(root, position) for root in roots[name].tolist()}:
-            finder.union(np.asarray([other]), np.asarray([position]))
+            finder.union(other, position)
     members: dict[int, list[str]] = {}
     for position, name in enumerate(names):
         members.setdefault(finder.find(position), []).append(name)

@@ -1,4 +1,4 @@
-"""Positions on layers' axes that are tied to each other, and the groups that follow: a union-find."""
+"""Positions on layers' axes that are tied to each other, and the groups that follow."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edgevision.models.channels import CONVOLUTIONS, channel_counts
 from edgevision.pruning.groups import Axis, ChannelGroup, IntArray, KeptGroup, Member
+from edgevision.union_find import UnionFind
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Ties:
         self._tensor_names = {id(tensor): name for name, tensor in tensors.items()}
         self._order = {name: index for index, name in enumerate([*modules, *tensors])}
         self._slots: dict[tuple[str, Axis, int], Slot] = {}
-        self._parent: list[int] = []
+        self._finder = UnionFind()
         self._tied: set[int] = set()
         self._reasons: dict[int, str] = {}
         self._ops: dict[str, set[str]] = {}
@@ -89,7 +90,7 @@ class Ties:
         """Position by position, what is on the two axes goes together."""
         for i, j in zip((a.start + a_positions).tolist(), (b.start + b_positions).tolist(), strict=True):
             self._tied |= {i, j}
-            self._union(i, j)
+            self._finder.union(i, j)
 
     def refuse(self, slot: Slot, positions: IntArray, reason: str) -> None:
         """Keep what goes with these positions."""
@@ -113,8 +114,8 @@ class Ties:
         tied_sets: dict[int, dict[Slot, list[int]]] = {}
         for slot in sorted(self._slots.values(), key=lambda slot: (self._order[slot.name], slot.axis)):
             for position in range(slot.size):
-                tied_sets.setdefault(self._find(slot.start + position), {}).setdefault(slot, []).append(position)
-        reasons = {self._find(position): reason for position, reason in self._reasons.items()}
+                tied_sets.setdefault(self._finder.find(slot.start + position), {}).setdefault(slot, []).append(position)
+        reasons = {self._finder.find(position): reason for position, reason in self._reasons.items()}
         families: dict[tuple[object, ...], list[dict[Slot, list[int]]]] = {}
         for root, places in tied_sets.items():
             if any(slot.axis == "out" for slot in places):
@@ -138,32 +139,20 @@ class Ties:
     def _slot(self, name: str, axis: Axis, size: int, dimension: int = -1) -> Slot:
         key = (name, axis, dimension)
         if key not in self._slots:
-            self._slots[key] = Slot(name, axis, len(self._parent), size, dimension)
-            self._parent.extend(range(len(self._parent), len(self._parent) + size))
+            self._slots[key] = Slot(name, axis, self._finder.new(size), size, dimension)
         return self._slots[key]
 
     def _tie_groups(self, slot: Slot, groups: int) -> None:
         """A grouped layer can only lose the same channel of every group."""
         within = slot.size // groups
         for position in range(within, slot.size):
-            self._union(slot.start + position % within, slot.start + position)
+            self._finder.union(slot.start + position % within, slot.start + position)
 
     def _tie_multiplier(self, out: Slot, into: Slot) -> None:
         """A depthwise layer with several outputs per channel loses a channel with all its outputs."""
         multiplier = out.size // into.size
         for position in range(out.size):
-            self._union(into.start + position // multiplier, out.start + position)
-
-    def _find(self, position: int) -> int:
-        parent = self._parent
-        while parent[position] != position:
-            parent[position] = parent[parent[position]]
-            position = parent[position]
-        return position
-
-    def _union(self, a: int, b: int) -> None:
-        first, second = sorted((self._find(a), self._find(b)))
-        self._parent[second] = first
+            self._finder.union(into.start + position // multiplier, out.start + position)
 
 
 def _name(family: list[dict[Slot, list[int]]]) -> str:
