@@ -14,6 +14,7 @@ import numpy.typing as npt
 from edgevision.dependencies import require
 from edgevision.errors import CalibrationError, ModelError
 from edgevision.graph import Graph
+from edgevision.runtime.onnxruntime import DISABLED_OPTIMIZERS
 from edgevision_calibration.probe import Probe, Reading
 from edgevision_calibration.table import SAMPLES, CalibrationTable
 
@@ -68,7 +69,9 @@ def open_session(model: bytes, *, threads: int = 0, optimize: bool = True) -> An
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS
+        )
     except Exception as error:  # onnxruntime's exceptions share no base class of its own
         raise ModelError(f"ONNX Runtime refuses the graph: {error}") from error
 

@@ -12,9 +12,9 @@ from edgevision.dependencies import require
 from edgevision.errors import EngineError
 from edgevision.runtime.backend import EngineOptions
 
-# It quantizes the weights of layers that the plan keeps in float, wherever integers lie around them, and coarsely:
+# One quantizes the weights of layers that the plan keeps in float, wherever integers lie around them, and coarsely:
 # MobileNetV2 with one such layer fell from 22 to 1 dB (1.31).
-_DISABLED = ["WeightBiasQuantization"]
+DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
 
 
 class OnnxRuntimeEngine:
@@ -34,7 +34,7 @@ class OnnxRuntimeEngine:
         settings.log_severity_level = 3
         try:
             self._session = ort.InferenceSession(
-                model, settings, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
+                model, settings, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS
             )
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise EngineError(

@@ -133,3 +133,39 @@ def find(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
 def replace_constant(model: onnx.ModelProto, name: str, value: np.ndarray) -> None:
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
     tensor.CopyFrom(numpy_helper.from_array(np.asarray(value), name))
+
+
+def float_layer_between_integers(size):
+    """A float layer whose weights ONNX Runtime 1.31 would round to one coarse step, unasked.
+
+    Returns:
+        the model, images → its exact answer, and how far float sums and its own rounding may lead from that.
+    """
+    rng = np.random.default_rng(3)
+    weight = rng.normal(0, 1, (8, 3, 1, 1)).astype(np.float32)
+    weight[0] *= 100
+    constants = {
+        "scale": np.float32(1 / 255), "zero": np.uint8(0), "out_scale": np.float32(4.0), "out_zero": np.uint8(128),
+        "weight": weight, "bias": np.zeros(8, np.float32),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["images_q"]),
+        helper.make_node("DequantizeLinear", ["images_q", "scale", "zero"], ["images_dq"]),
+        helper.make_node("Conv", ["images_dq", "weight", "bias"], ["sums"], "float_layer"),
+        helper.make_node("QuantizeLinear", ["sums", "out_scale", "out_zero"], ["sums_q"]),
+        helper.make_node("DequantizeLinear", ["sums_q", "out_scale", "out_zero"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "mixed",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, size, size])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 8, size, size])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+    def exact(images):
+        return np.einsum("oi,bihw->bohw", weight[:, :, 0, 0], np.round(images * 255) / 255)
+
+    # half a step of the output's rounding: the small channels would be lost in steps made for the large one
+    return model, exact, 2.0 + 1e-3

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from edgevision.bundle import Bundle, Manifest
 from edgevision.errors import EngineError
@@ -11,6 +11,7 @@ from edgevision.runtime.backend import EngineOptions
 from edgevision.runtime.session import Session, load
 from edgevision.runtime.tensors import TensorSpec
 from tests.conformance.nets import CLASSES, SIZE, tiny_net
+from tests.fakes.models import float_layer_between_integers
 
 
 def bundle(model=None, outputs=None, tensor_names=None) -> Bundle:
@@ -80,34 +81,8 @@ def test_what_is_computed_in_float_stays_finite_or_says_so():
 
 
 def test_a_float_layer_between_integers_keeps_its_weights():
-    # ONNX Runtime 1.31 would round them to one coarse step per tensor, unasked
-    rng = np.random.default_rng(3)
-    weight = rng.normal(0, 1, (8, 3, 1, 1)).astype(np.float32)
-    weight[0] *= 100
-    constants = {
-        "scale": np.float32(1 / 255), "zero": np.uint8(0), "out_scale": np.float32(4.0), "out_zero": np.uint8(128),
-        "weight": weight, "bias": np.zeros(8, np.float32),
-    }  # fmt: skip
-    nodes = [
-        helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["images_q"]),
-        helper.make_node("DequantizeLinear", ["images_q", "scale", "zero"], ["images_dq"]),
-        helper.make_node("Conv", ["images_dq", "weight", "bias"], ["sums"], "float_layer"),
-        helper.make_node("QuantizeLinear", ["sums", "out_scale", "out_zero"], ["sums_q"]),
-        helper.make_node("DequantizeLinear", ["sums_q", "out_scale", "out_zero"], ["logits"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "mixed",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, SIZE, SIZE])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 8, SIZE, SIZE])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    model, expected, tolerance = float_layer_between_integers(SIZE)
     outputs = (TensorSpec("logits", "float32", (None, 8, SIZE, SIZE)),)
     with Session(bundle(model, outputs=outputs)) as session:
         got = session.infer({"images": IMAGES})["logits"]
-    exact = np.einsum("oi,bihw->bohw", weight[:, :, 0, 0], np.round(IMAGES * 255) / 255)
-    # half a step of the output's own rounding, and float sums
-    assert np.abs(got - exact).max() <= 2.0 + 1e-3
-    # the small channels would be lost in steps made for the large one
-    assert np.abs(got[:, 1:] - exact[:, 1:]).max() <= 2.0 + 1e-3
+    assert np.abs(got - expected(IMAGES)).max() <= tolerance
