@@ -24,6 +24,7 @@ class BuildOptions:
         min_batch: least batch of one launch.
         opt_batch: the batch that kernels are chosen for.
         max_batch: greatest batch of one launch.
+        sparse: whether the builder may choose kernels that skip 2:4 zeros.
     """
 
     fp16: bool
@@ -31,6 +32,7 @@ class BuildOptions:
     min_batch: int
     opt_batch: int
     max_batch: int
+    sparse: bool = False
 
     @classmethod
     def from_manifest(cls, values: Mapping[str, Any]) -> BuildOptions:
@@ -42,14 +44,14 @@ class BuildOptions:
         try:
             batch = values["batch"]
             sizes = [batch["min"], batch["opt"], batch["max"]]
-            flags = [values["fp16"], values["int8"]]
+            flags = [values["fp16"], values["int8"], values.get("sparse", False)]
         except (KeyError, TypeError) as error:
             raise BundleError(f"engine_options of manifest.json lack {error}; make the bundle again") from error
         if not all(type(flag) is bool for flag in flags) or not all(type(size) is int for size in sizes):
             raise BundleError(f"engine_options of manifest.json are damaged: {dict(values)}; make the bundle again")
         if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
             raise BundleError(f"engine_options of manifest.json want 1 <= min <= opt <= max batch; got {sizes}")
-        return cls(*flags, *sizes)
+        return cls(*flags[:2], *sizes, sparse=flags[2])
 
 
 def make_log(trt: Any) -> Any:
@@ -111,6 +113,8 @@ def _build(
     if not (options.fp16 or options.int8) and hasattr(trt.BuilderFlag, "TF32"):
         # on by default from Ampere on, with 10 bits of mantissa: fp32 means fp32 here, and fp16 is there for speed
         config.clear_flag(trt.BuilderFlag.TF32)
+    if options.sparse and hasattr(trt.BuilderFlag, "SPARSE_WEIGHTS"):
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     _add_profile(builder, config, network, options)
     cache = config.create_timing_cache(timings)
     if not config.set_timing_cache(cache, False):

@@ -13,10 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 from edgevision.errors import ModelError, UnsupportedOpError, UsageError
 from edgevision.graph import Graph
 from edgevision.runtime.tensorrt_build import BuildOptions, build_plan, make_log
+from edgevision_converters.target import ConversionRequest
 from edgevision_converters.tensorrt import OPSET, convert, engine_options, trt_check
 from edgevision_converters.tensorrt.check import SUPPORTED_OPS
 from edgevision_converters.tensorrt.half import to_half
 from edgevision_converters.tensorrt.opset import lower_opset
+from edgevision_converters.tensorrt.target import convert as convert_target
 from tests.fakes.models import find, pictures, quantized_net, replace_constant, session, small_net
 
 
@@ -95,6 +97,30 @@ def test_engine_options_are_what_the_runtime_reads():
         engine_options("bf16")
     with pytest.raises(UsageError, match="opt_batch 9, max_batch 8"):
         engine_options("fp16", opt_batch=9)
+
+
+@pytest.mark.parametrize("kind", ["Conv", "Gemm"])
+def test_a_layer_with_two_zeros_in_four_is_told_to_the_builder(kind, tmp_path):
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((6, 8, 3, 3) if kind == "Conv" else (6, 8)).astype(np.float32)
+    shape = (1, 8, 5, 5) if kind == "Conv" else (1, 8)
+
+    def options(values):
+        node = helper.make_node(kind, ["images", "w"], ["y"], name="layer", **({} if kind == "Conv" else {"transB": 1}))
+        outputs = (1, 6, 3, 3) if kind == "Conv" else (1, 6)
+        graph = helper.make_graph(
+            [node], "net", [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, outputs)], [numpy_helper.from_array(values, "w")],
+        )  # fmt: skip
+        net = Graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+        return convert_target(ConversionRequest(net, "fp16", None, tmp_path)).options
+
+    assert "sparse" not in options(weight)
+    sparse = weight.copy()
+    sparse[:, [0, 3, 5, 6]] = 0
+    assert options(sparse)["sparse"] is True
+    sparse[0, 3] = 1  # three of its first four
+    assert "sparse" not in options(sparse)
 
 
 def retype_zero(name, dtype):

@@ -99,7 +99,7 @@ def make_tensorrt(version: str, cuda: FakeCuda, faults: Faults | None = None) ->
     creation = {8: {"EXPLICIT_BATCH": 0}, 10: {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}}.get(
         major, {"STRONGLY_TYPED": 1}
     )
-    builder_flags = {"TF32": 7} | ({"FP16": 0, "INT8": 1} if major < 11 else {})
+    builder_flags = {"TF32": 7, "SPARSE_WEIGHTS": 8} | ({"FP16": 0, "INT8": 1} if major < 11 else {})
     names: dict[str, Any] = {
         "__version__": version,
         "ILogger": ILogger,

@@ -115,6 +115,13 @@ def test_each_version_is_told_the_types_in_its_own_way(install, version, precisi
     assert faults.workspace == 32 << 20  # half of the imaginary GPU's 64 MiB
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_zeros_that_kernels_can_skip_are_told_to_the_builder(install, version):
+    faults = install(version)
+    Session(make_bundle("fp16", options=engine_options("fp16", sparse=True))).close()
+    assert "SPARSE_WEIGHTS" in faults.flags
+
+
 def test_batches_beyond_the_compiled_one_run_in_pieces(install):
     install()
     bundle = make_bundle(options=engine_options("fp32", max_batch=3))

@@ -52,13 +52,14 @@ def convert(graph: Graph, qdq_model: ModelProto | None, precision: str) -> bytes
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def engine_options(precision: str, *, max_batch: int = 8, opt_batch: int = 1) -> dict[str, Any]:
+def engine_options(precision: str, *, max_batch: int = 8, opt_batch: int = 1, sparse: bool = False) -> dict[str, Any]:
     """``engine_options`` of the bundle's manifest, as the runtime's builder reads them.
 
     Args:
         precision: ``fp32``, ``fp16`` or ``int8``; with ``int8`` the layers that stay in float may use float16.
         max_batch: greatest batch of one launch; the runtime runs greater ones in pieces.
         opt_batch: the batch that kernels are chosen for.
+        sparse: whether layers have 2:4 zeros, for which there are kernels from compute capability 8.0 on.
 
     Raises:
         UsageError: no such precision, or not ``1 <= opt_batch <= max_batch``.
@@ -71,6 +72,8 @@ def engine_options(precision: str, *, max_batch: int = 8, opt_batch: int = 1) ->
         "fp16": precision != "fp32",
         "int8": precision == "int8",
         "batch": {"min": 1, "opt": opt_batch, "max": max_batch},
+        # left out where it says nothing, so that bundles stay what they were
+        **({"sparse": True} if sparse else {}),
     }
 
 

@@ -6,10 +6,12 @@ from edgevision_converters.qdq import quantize_dequantize
 from edgevision_converters.target import ConversionRequest, EngineFiles
 from edgevision_converters.tensorrt.convert import convert as convert_graph
 from edgevision_converters.tensorrt.convert import engine_options
+from edgevision_converters.tensorrt.sparsity import two_of_four_layers
 
 
 def convert(request: ConversionRequest) -> EngineFiles:
     """``engine/model.onnx``, checked against what TensorRT's parser takes."""
     quantized = None if request.plan is None else quantize_dequantize(request.graph, request.plan)
     model = convert_graph(request.graph, quantized, request.precision)
-    return EngineFiles({"model": ("engine/model.onnx", model)}, engine_options(request.precision))
+    sparse = bool(two_of_four_layers(request.graph))
+    return EngineFiles({"model": ("engine/model.onnx", model)}, engine_options(request.precision, sparse=sparse))
