@@ -173,16 +173,26 @@ def _cut(
 ) -> Array:
     """Where to cut the upper end of each channel, ``[C]``."""
     best, least = high.copy(), np.full(len(high), np.inf)
+    room, peak_room = np.empty_like(values), np.empty_like(peaks)
     for share in _CLIPS:
         end = low + (high - low) * share
         limit = end.astype(np.float32)
-        drawn = np.square(np.maximum(values - limit, 0)).mean(axis=0, dtype=np.float64)
+        drawn = _mean_square_beyond(values, limit, room)
         # the few pixels drawn of a large picture miss its peaks, each of which covers a few pixels
-        known = np.square(np.maximum(peaks - limit, 0)).mean(axis=0, dtype=np.float64) * min(_PEAK_PIXELS / pixels, 1.0)
+        known = _mean_square_beyond(peaks, limit, peak_room) * min(_PEAK_PIXELS / pixels, 1.0)
         error = _CLIP_WEIGHT * np.maximum(drawn, known) + np.square((end - low) / _LEVELS) / 12 * occupied
         better = error <= least
         best[better], least[better] = end[better], error[better]
     return best
+
+
+def _mean_square_beyond(
+    values: npt.NDArray[np.float32], limit: npt.NDArray[np.float32], room: npt.NDArray[np.float32]
+) -> Array:
+    """Mean of the squares of what lies above ``limit [C]``, ``[C]``; ``room``, of the values' shape, is overwritten."""
+    np.subtract(values, limit, out=room)
+    np.maximum(room, 0, out=room)
+    return np.asarray(np.einsum("sc,sc->c", room, room), np.float64) / len(values)
 
 
 def _balance(tensors: list[_Tensor], size: int) -> Array:
@@ -294,15 +304,20 @@ def _noise(logs: Array, tensors: list[_Tensor], readers: list[_Reader]) -> tuple
         noise = tensor.weight / np.square(own) * (np.square(extent / _LEVELS) / 12)
         total += float(noise.sum())
         moved = 2 * noise.sum() / extent * (above * above_share + below * below_share)
-        np.add.at(slope, tensor.index, moved - 2 * noise)
+        slope += _summed(tensor.index, moved - 2 * noise, len(slope))
     for reader in readers:
         own = factors[reader.index]
         peak, share = _maximum(reader.magnitudes / own)
         power = reader.power * np.square(own)
         noise = reader.weight * np.square(peak / 127) / 12
         total += noise.sum() * power.sum()
-        np.add.at(slope, reader.index, 2 * noise.sum() * power - 2 * power.sum() * (noise @ share))
+        slope += _summed(reader.index, 2 * noise.sum() * power - 2 * power.sum() * (noise @ share), len(slope))
     return float(total), slope[:-1]
+
+
+def _summed(index: npt.NDArray[np.int64], values: Array, size: int) -> Array:
+    """``values`` added up by ``index``, ``[size]``; index −1 is the last entry."""
+    return np.bincount(np.where(index < 0, size - 1, index), weights=values, minlength=size)
 
 
 def _maximum(values: Array) -> tuple[Any, Array]:
@@ -310,6 +325,6 @@ def _maximum(values: Array) -> tuple[Any, Array]:
     peak = np.maximum(values.max(axis=-1, keepdims=True), 1e-30)
     powers = values / peak
     for _ in range(_ORDER.bit_length() - 1):
-        powers = np.square(powers)
+        np.square(powers, out=powers)
     total = np.maximum(powers.sum(axis=-1, keepdims=True), 1e-30)
     return (peak * total ** (1 / _ORDER))[..., 0], powers / total

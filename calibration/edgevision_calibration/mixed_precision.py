@@ -112,6 +112,7 @@ def precise_layers(
     total = _of(noise, quantized(()))
     if total <= 0 or len(layers) <= _WINDOW:
         return chosen
+    around = {node.name: _around(graph, node) for node in layers}
     while True:
         left = [node for node in layers if node.name not in chosen]
         now, spent = _of(noise, quantized(chosen)), sum(work[name] for name in chosen)
@@ -122,7 +123,7 @@ def precise_layers(
             if cost + spent > _BUDGET:
                 continue
             # the most that could go is quick to tell, and spares most runs the exact answer
-            if _of(noise, _around(graph, run)) <= best * cost * total:
+            if _of(noise, set().union(*(around[name] for name in names))) <= best * cost * total:
                 continue
             saved = (now - _of(noise, quantized([*chosen, *names]))) / total
             if saved / cost > best:
@@ -155,9 +156,9 @@ def _runs(layers: list[NodeProto]) -> Iterator[list[NodeProto]]:
             yield layers[at : at + size]
 
 
-def _around(graph: Graph, layers: list[NodeProto]) -> set[str]:
-    """Tensors that may lose their integers when ``layers`` do: what they read and make, up to three ops away."""
-    names = {str(name) for node in layers for name in (node.input[0], node.output[0])}
+def _around(graph: Graph, layer: NodeProto) -> set[str]:
+    """Tensors that may lose their integers when a layer does: what it reads and makes, up to three ops away."""
+    names = {str(layer.input[0]), str(layer.output[0])}
     for _ in range(3):
         names |= {str(out) for name in list(names) for reader in graph.consumers.get(name, []) for out in reader.output}
         names |= {str(name) for made in list(names) if made in graph.producer for name in graph.producer[made].input}

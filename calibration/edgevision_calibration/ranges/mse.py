@@ -52,6 +52,11 @@ def _errors(
 ) -> npt.NDArray[np.float64]:
     """Weighted squared error of each candidate range, ``[candidates]``."""
     steps = ((highs - lows) / levels)[:, None]
-    # zero is on the grid: x is rounded to a multiple of the step, then clipped
-    quantized = np.clip(np.round(values / steps) * steps, lows[:, None], highs[:, None])
-    return np.asarray((np.square(values - quantized) * weights).sum(axis=1), np.float64)
+    # zero is on the grid: x is rounded to a multiple of the step, then clipped; one array for all of it
+    error = values / steps
+    np.rint(error, out=error)
+    error *= steps
+    np.clip(error, lows[:, None], highs[:, None], out=error)
+    error -= values
+    np.square(error, out=error)
+    return np.asarray(error @ weights, np.float64)
