@@ -55,16 +55,6 @@ class LayerPoint:
         shape = " ".join(letter + "x".join(map(str, values)) for letter, values in sizes)
         return f"{self.kind} {self.in_channels}>{self.out_channels} g{self.groups} {shape}{' b' if self.bias else ''}"
 
-    def multiply_adds(self) -> int:
-        """Of one run."""
-        outputs = math.prod(
-            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-            for size, pad, dilation, kernel, stride in zip(
-                self.input_size, self.padding, self.dilation, self.kernel, self.stride, strict=True
-            )
-        )
-        return outputs * self.out_channels * (self.in_channels // self.groups) * math.prod(self.kernel)
-
 
 @dataclass
 class LatencyTable:

@@ -1,9 +1,7 @@
 """How much the loss grows as a group is cut deeper and deeper, measured: what importance alone cannot tell.
 
 Scores of single channels do not add up: of channels that can replace each other any one can go, not all. So groups are
-compared by what happens when their least important channels really go, one group at a time. On CIFAR-10 (MobileNetV2
-at a quarter of its width, half of the multiply-adds, Taylor importance) 48.0% of the answers were right that way before
-any training, and 42.1% with sums of scores; 48.7% are of the whole network.
+compared by what happens when their least important channels really go, one group at a time.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from edgevision.pipeline.layer_timing import COPIES, measure_table, probe_graph
 from edgevision.preprocess import Preprocess
 from edgevision.pruning.latency_table import LatencyTable, LayerPoint
 from tests.cli.conftest import call
+from tests.pruning.layer_work import multiply_adds
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -146,7 +147,7 @@ def test_pruning_by_latency_on_a_real_engine(net, tmp_path, target, monkeypatch)
 
 
 def test_a_network_that_does_not_become_fast_enough_exits_3(net, tmp_path, monkeypatch):
-    monkeypatch.setattr(layer_timing, "_time", lambda chunk, *a: {p: p.multiply_adds() / 1e6 for p in chunk})
+    monkeypatch.setattr(layer_timing, "_time", lambda chunk, *a: {p: multiply_adds(p) / 1e6 for p in chunk})
     monkeypatch.setattr(prune_latency, "measure_latency", lambda *a, rounds: [1.0, 0.99])
     outcome = call(
         "prune", net, "--latency", 0.05, "--target", "onnxruntime", "--epochs", 0, "-o", tmp_path / "run", "--quiet"
