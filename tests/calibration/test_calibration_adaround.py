@@ -24,15 +24,6 @@ def images_of(indices):
     return np.stack([picture(index) for index in indices]).astype(np.float32).transpose(0, 3, 1, 2) / 255.0
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Layers this small gain nothing from a second thread, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def calibrated():
     graph = canonicalize(tiny_net())

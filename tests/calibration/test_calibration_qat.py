@@ -20,15 +20,6 @@ from tests.conformance.nets import picture, tiny_net
 CONFIG = QatConfig(epochs=3, batch_size=8, lr=0.02, step_lr=0.03)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Layers this small gain nothing from a second thread, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def images_of(indices):
     return np.stack([picture(index) for index in indices]).astype(np.float32).transpose(0, 3, 1, 2) / 255.0
 

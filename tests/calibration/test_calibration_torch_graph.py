@@ -21,15 +21,6 @@ from tests.conformance.nets import SIZE, picture, tiny_net
 ZOO = ("mobilenet_v2", "mobilenet_v3_small", "squeezenet1_1", "repvgg_tiny")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Layers this small gain nothing from a second thread, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def one_op(kind, inputs, shape, **attributes):
     """A graph of one op on ``images`` and constants."""
     names, constants = ["images"], []

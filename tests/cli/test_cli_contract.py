@@ -7,7 +7,6 @@ import json
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import numpy_helper
 from PIL import Image
 
@@ -259,16 +258,6 @@ def test_models():
     assert "repvgg_a0" in call("models", "repvgg").out
 
 
-@pytest.fixture
-def one_thread():
-    """Threads of tiny operations wait for each other longer than they work, the more so beside other processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
 def test_train_convert_predict(tmp_path):
     """The whole way on a tiny network and tiny data: a run folder is a Checkpoint and the next command's source."""
     for part, count in (("train", 4), ("test", 2)):

@@ -22,15 +22,6 @@ FEW = "npz:{}/few"
 SETTINGS = "batch_size = 24\nlr = 0.05\nema_decay = 0.9\nthreads = 1\nwarmup_epochs = 0\n"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The net is tiny: handing its work to a second thread takes longer than doing it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prune")

@@ -23,14 +23,6 @@ from edgevision_converters.passes.numerics import relative_difference, run
 CLOSE = 1e-4
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def lively(module: nn.Module, seed: int = 0) -> nn.Module:
     """Fresh weights and running statistics that a training would leave: a batch norm that changes something."""
     generator = torch.Generator().manual_seed(seed)

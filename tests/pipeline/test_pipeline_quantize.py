@@ -30,15 +30,6 @@ from edgevision_converters.qdq import quantize_dequantize
 QUICK = QuantizeOptions(epochs=2, batch_size=32, calibration_images=64)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Layers this small gain nothing from a second thread, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A small RepVGG trained on digits; its channels then rescaled by up to 16, which is an identity in float."""

@@ -67,9 +67,11 @@ class Killed:
         pytest.fail("the stage did not come")
 
 
-def test_killed_in_every_stage_it_ends_with_the_same_weights(chain, tmp_path):
+# each draws its own moments: `EDGEVISION_KILLS=5 pytest tests/recipe` kills every stage five times
+@pytest.mark.parametrize("seed", range(11, 11 + int(os.environ.get("EDGEVISION_KILLS", "1"))))
+def test_killed_in_every_stage_it_ends_with_the_same_weights(chain, tmp_path, seed):
     killed = Killed(tmp_path)
-    moments = random.Random(11)
+    moments = random.Random(seed)
     at_work = []
     for stage in STAGES:
         seconds = moments.uniform(0.05, 0.8) * chain.costs[stage]
