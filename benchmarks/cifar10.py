@@ -67,13 +67,13 @@ _SHORT = replace(
     RECIPES["cifar10"], batch_size=32, lr=0.05, label_smoothing=0.1, ema_decay=0.998, threads=1, channels_last=True
 )
 NETS = (
-    Net("repvgg_a0", 0.25, replace(_SHORT, epochs=14, batch_size=64, lr=0.1, ema_decay=0.995)),
-    Net("mobilenet_v2", 0.25, replace(_SHORT, epochs=9)),
+    Net("repvgg_a0", 0.25, replace(_SHORT, epochs=30, batch_size=64, lr=0.1, ema_decay=0.995)),
+    Net("mobilenet_v2", 0.25, replace(_SHORT, epochs=30)),
     # it has no batch norm, which is what lets the others bear such a rate
-    Net("squeezenet1_1", 0.5, replace(_SHORT, epochs=18, optimizer="adamw", lr=0.001, weight_decay=0.01)),
-    Net("mobilenet_v1", 0.25, replace(_SHORT, epochs=10)),
+    Net("squeezenet1_1", 0.5, replace(_SHORT, epochs=40, optimizer="adamw", lr=0.001, weight_decay=0.01)),
+    Net("mobilenet_v1", 0.25, replace(_SHORT, epochs=25)),
     # h-swish lets no factor through
-    Net("mobilenet_v3_small", 0.5, replace(_SHORT, epochs=10), rescaled=False),
+    Net("mobilenet_v3_small", 0.5, replace(_SHORT, epochs=25), rescaled=False),
 )
 
 

@@ -1,0 +1,78 @@
+"""Half of the multiply-adds: what it costs in accuracy and brings in speed, beside two controls and through to INT8.
+
+MobileNetV2 and RepVGG-A0, narrow, as `benchmarks/cifar10.py` trains them on CIFAR-10. ``chain`` is the recipe in
+`benchmarks/recipes/`: pruned by measured loss, distilled from the unpruned network, trained for integers, converted.
+The controls are pruned to the same multiply-adds and distilled the same way: ``random`` chooses channels by chance,
+``uniform magnitude`` takes the same share of every layer by the L1 norm of its filters.
+
+Each run is a folder that a second call goes on with; its report measures all of its stages in one run. ``--until
+NAME`` stops before the measurement, which wants a quiet machine. Needs EDGEVISION_DATA and EDGEVISION_RUNS, the folder
+of the runs of `benchmarks/cifar10.py`.
+
+    python benchmarks/pruning.py --runs FOLDER [--only mobilenet_v2|repvgg_a0] [--variant NAME] [--until STAGE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from edgevision.recipe import run_recipe
+from edgevision.recipe.report import read_summary
+from provenance import save, show
+
+RECIPES = Path(__file__).parent / "recipes"
+NETS = ("mobilenet_v2", "repvgg_a0")
+# what the pruning stage of a variant does otherwise than the recipe's
+VARIANTS: dict[str, dict[str, Any]] = {
+    "chain": {},
+    "random": {"importance": "random", "scope": "uniform"},
+    "uniform magnitude": {"importance": "l1", "scope": "uniform"},
+}
+# a control ends where fine-tuning ends
+CONTROL_STAGES = ("pruned", "distilled")
+
+
+def variant_of(recipe: dict[str, Any], name: str) -> dict[str, Any]:
+    """The recipe of a variant."""
+    made = copy.deepcopy(recipe)
+    if name == "chain":
+        return made
+    made["stage"] = [stage for stage in made["stage"] if stage["name"] in CONTROL_STAGES]
+    made["stage"][0].update(VARIANTS[name])
+    made["report"]["targets"] = ["onnxruntime", "openvino"]
+    return made
+
+
+def main() -> None:
+    """Run what is not done, and write every report's rows into one table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--only", choices=NETS)
+    parser.add_argument("--variant", choices=list(VARIANTS))
+    parser.add_argument("--until", help="stop behind this stage")
+    options = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    for net in [options.only] if options.only else NETS:
+        recipe = tomllib.loads((RECIPES / f"cifar10_{net}.toml").read_text(encoding="utf-8"))
+        for variant in [options.variant] if options.variant else VARIANTS:
+            out = options.runs / f"{net}-{variant.replace(' ', '-')}"
+            stages = {stage["name"] for stage in variant_of(recipe, variant)["stage"]}
+            until = options.until if options.until in stages else None
+            done = run_recipe(
+                variant_of(recipe, variant), out=out, until=until or ("distilled" if options.until else None),
+                tell=lambda line: print(line, file=sys.stderr),
+            )  # fmt: skip
+            if done.report is not None and not options.until:
+                rows += [{"network": net, "variant": variant, **row} for row in read_summary(done.report)]
+    if rows:
+        show(rows)
+        print(save("pruning-cifar10", rows, ("torch", "torch-pruning", "onnxruntime", "openvino", "ncnn")))
+
+
+if __name__ == "__main__":
+    main()
