@@ -21,8 +21,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from edgevision.recipe import run_recipe
 from edgevision.recipe.report import read_summary
+from edgevision.recipe.run import run_recipe
 from provenance import save, show
 
 RECIPES = Path(__file__).parent / "recipes"
