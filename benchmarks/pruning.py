@@ -17,10 +17,10 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
+from edgevision.pipeline.preprocessing import read_toml
 from edgevision.recipe.report import read_summary
 from edgevision.recipe.run import run_recipe
 from provenance import save, show
@@ -58,7 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
     for net in [options.only] if options.only else NETS:
-        recipe = tomllib.loads((RECIPES / f"cifar10_{net}.toml").read_text(encoding="utf-8"))
+        recipe = read_toml(RECIPES / f"cifar10_{net}.toml")
         for variant in [options.variant] if options.variant else VARIANTS:
             out = options.runs / f"{net}-{variant.replace(' ', '-')}"
             stages = {stage["name"] for stage in variant_of(recipe, variant)["stage"]}
