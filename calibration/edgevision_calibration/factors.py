@@ -317,7 +317,7 @@ def _noise(logs: Array, tensors: list[_Tensor], readers: list[_Reader]) -> tuple
 
 def _summed(index: npt.NDArray[np.int64], values: Array, size: int) -> Array:
     """``values`` added up by ``index``, ``[size]``; index −1 is the last entry."""
-    return np.bincount(np.where(index < 0, size - 1, index), weights=values, minlength=size)
+    return np.asarray(np.bincount(np.where(index < 0, size - 1, index), weights=values, minlength=size), np.float64)
 
 
 def _maximum(values: Array) -> tuple[Any, Array]:
