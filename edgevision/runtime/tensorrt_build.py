@@ -51,7 +51,9 @@ class BuildOptions:
             raise BundleError(f"engine_options of manifest.json are damaged: {dict(values)}; make the bundle again")
         if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
             raise BundleError(f"engine_options of manifest.json want 1 <= min <= opt <= max batch; got {sizes}")
-        return cls(*flags[:2], *sizes, sparse=flags[2])
+        fp16, int8, sparse = flags
+        least, usual, most = sizes
+        return cls(fp16, int8, least, usual, most, sparse)
 
 
 def make_log(trt: Any) -> Any:
