@@ -3,8 +3,8 @@
 ::
 
     model.json           schema version, architecture and its arguments, channel counts where they are no longer the
-                         architecture's, task, classes, preprocess, what was done to the network, metrics, and name,
-                         size and SHA-256 of the weights
+                         architecture's, task, classes, preprocess, a detector's postprocess, what was done to the
+                         network, metrics, and name, size and SHA-256 of the weights
     model.safetensors    the state dict
 
 Other files may lie beside them. The module imports without torch; saving, opening and building need it.
@@ -28,6 +28,8 @@ from edgevision.preprocess import Preprocess
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from edgevision.detection.postprocess import Postprocess
+
 # 2: channel counts of pruned networks
 SCHEMA_VERSION = 2
 MODEL = "model.json"
@@ -50,10 +52,11 @@ class Checkpoint:
         weights: state dict on the CPU, name → tensor.
         preprocess: how pictures become its input.
         classes: names by index; empty where unknown.
-        task: ``classification`` or ``tensors`` (raw outputs).
+        task: ``classification``, ``detection`` or ``tensors`` (raw outputs).
         changes: what was done to the network, in order: ``trained``, ``pruned``, ``reparameterized``, …
         metrics: name → value, e.g. ``{"top1": 0.98, "epoch": 12}``; a value that is not finite becomes None.
         channels: layer → channels in, out and groups, of those that differ from what `create_model` makes.
+        postprocess: how a detector's outputs become boxes; None where they need nothing more.
 
     Raises:
         UsageError: classes or preprocess do not go with the architecture's arguments.
@@ -68,6 +71,7 @@ class Checkpoint:
     changes: tuple[str, ...] = ()
     metrics: dict[str, float | None] = field(default_factory=dict)
     channels: dict[str, list[int]] = field(default_factory=dict, repr=False)
+    postprocess: Postprocess | None = None
 
     def __post_init__(self) -> None:
         num_classes, in_channels = self.arguments.get("num_classes"), self.arguments.get("in_channels")
@@ -86,13 +90,15 @@ class Checkpoint:
         *,
         preprocess: Preprocess,
         classes: tuple[str, ...] = (),
-        task: str = "classification",
+        task: str | None = None,
         changes: tuple[str, ...] = (),
         metrics: Mapping[str, float | None] | None = None,
+        postprocess: Postprocess | None = None,
     ) -> Checkpoint:
         """Take a network that `create_model` built (trained, pruned or fused since) with a copy of its weights.
 
-        ``reparameterized`` is added to ``changes`` where the network is fused.
+        ``reparameterized`` is added to ``changes`` where the network is fused. Without ``task`` and ``postprocess``
+        these are the network's own: a detector's, or classification.
 
         Raises:
             UsageError: ``model`` did not come from `create_model`, has other layers by now, or see the class.
@@ -119,10 +125,11 @@ class Checkpoint:
             weights={name: value.detach().cpu().clone() for name, value in model.state_dict().items()},
             preprocess=preprocess,
             classes=tuple(classes),
-            task=task,
+            task=task or str(getattr(model, "task", "classification")),
             changes=tuple(changes),
             metrics=_finite(metrics or {}),
             channels=channels,
+            postprocess=own_postprocess(model) if postprocess is None else postprocess,
         )
 
     @property
@@ -185,7 +192,7 @@ class Checkpoint:
 
     def to_dict(self) -> dict[str, Any]:
         """What model.json holds, without the weights' fingerprint."""
-        return {
+        values: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "architecture": {"name": self.architecture, "arguments": self.arguments},
             "task": self.task,
@@ -195,6 +202,9 @@ class Checkpoint:
             "metrics": self.metrics,
             "channels": self.channels,
         }
+        if self.postprocess is not None:
+            values["postprocess"] = self.postprocess.to_dict()
+        return values
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
@@ -222,6 +232,7 @@ class Checkpoint:
                 changes=tuple(str(change) for change in values["changes"]),
                 metrics={str(name): value for name, value in values["metrics"].items()},
                 channels=_read_channels(values.get("channels", {})),
+                postprocess=_read_postprocess(values.get("postprocess")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{folder / MODEL}: damaged checkpoint: {type(error).__name__}: {error}") from error
@@ -230,6 +241,19 @@ class Checkpoint:
 def is_checkpoint(path: str | Path) -> bool:
     """Whether ``path`` is a folder that holds a model.json; it may still be damaged. Needs no torch."""
     return (Path(path) / MODEL).is_file()
+
+
+def own_postprocess(model: nn.Module) -> Postprocess | None:
+    """How the outputs of ``model`` become boxes, if it is a detector."""
+    make = getattr(model, "postprocess", None)
+    found: Postprocess | None = make() if callable(make) else None
+    return found
+
+
+def _read_postprocess(values: Any) -> Postprocess | None:
+    from edgevision.detection.postprocess import Postprocess
+
+    return None if values is None else Postprocess.from_dict(values)
 
 
 def _fingerprint(data: bytes) -> dict[str, Any]:

@@ -21,10 +21,17 @@ def run(options: argparse.Namespace) -> int:
         print_json({"models": [info.to_dict() for info in table]})
         return 0
     rows = [
-        (info.name, _millions(info.parameters), _millions(info.multiply_adds), f"{info.input_size}", info.description)
+        (
+            info.name,
+            info.task,
+            _millions(info.parameters),
+            _millions(info.multiply_adds),
+            f"{info.input_size}",
+            info.description,
+        )
         for info in table
     ]
-    print_table(("model", "parameters", "mult-adds", "input", "description"), rows)
+    print_table(("model", "task", "parameters", "mult-adds", "input", "description"), rows)
     return 0
 
 

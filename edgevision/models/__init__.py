@@ -17,7 +17,7 @@ from edgevision.registry import Registry, unknown_name
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["MODELS", "ModelInfo", "create_model", "model_names", "model_table"]
+__all__ = ["MODELS", "ModelInfo", "create_model", "model_names", "model_table", "task_of"]
 
 MODELS = Registry(
     "model",
@@ -47,6 +47,14 @@ MODELS = Registry(
         "squeezenet1_0": "edgevision.models.squeezenet:squeezenet1_0",
         "squeezenet1_0_bypass": "edgevision.models.squeezenet:squeezenet1_0_bypass",
         "squeezenet1_1": "edgevision.models.squeezenet:squeezenet1_1",
+        "ssdlite_mobilenet_v2": "edgevision.models.detection.ssd_lite:ssdlite_mobilenet_v2",
+        "yolov3": "edgevision.models.detection.yolov3:yolov3",
+        "yolov3_tiny": "edgevision.models.detection.yolov3:yolov3_tiny",
+        "yolov6_m": "edgevision.models.detection.yolov6:yolov6_m",
+        "yolov6_n": "edgevision.models.detection.yolov6:yolov6_n",
+        "yolov6_s": "edgevision.models.detection.yolov6:yolov6_s",
+        "yolov6_t": "edgevision.models.detection.yolov6:yolov6_t",
+        "yolov6lite_s": "edgevision.models.detection.yolov6:yolov6lite_s",
     },
 )
 
@@ -57,9 +65,9 @@ SMALLEST_INPUT = 16
 def create_model(
     name: str,
     *,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     in_channels: int = 3,
-    input_size: int = 224,
+    input_size: int | None = None,
     width: float = 1.0,
     **kwargs: Any,
 ) -> nn.Module:
@@ -67,28 +75,32 @@ def create_model(
 
     Args:
         name: one of `model_names`.
-        num_classes: outputs, at least 1.
+        num_classes: outputs, at least 1; by default 1000, of detectors 80.
         in_channels: channels of the picture, at least 1.
-        input_size: height and width of the picture in pixels, at least 16. It chooses the stem: up to 64 the
-            network divides the picture by 8 instead of by 32 (SqueezeNet: 16); each family's class says which
-            strides change. Other sizes than this one run as well.
+        input_size: height and width of the picture in pixels, at least 16; by default 224, of detectors what
+            `model_table` says. It chooses a classifier's stem: up to 64 the network divides the picture by 8 instead
+            of by 32 (SqueezeNet: 16); each family's class says which strides change. Other sizes run as well; a
+            detector's must be multiples of its largest stride.
         width: multiplier of all channels, which stay multiples of 8.
         kwargs: what the family has besides: ``dropout`` (MobileNets, SqueezeNets), ``deploy`` (RepVGG, QARepVGG,
-            RepOpt-VGG, EfficientRep: the fused form), ``block`` (EfficientRep: ``repvgg`` or ``qarepvgg``), ``search``
-            (RepOpt-VGG: the form whose scales are learned).
+            RepOpt-VGG, EfficientRep, YOLOv6: the fused form), ``block`` (EfficientRep, YOLOv6: ``repvgg`` or
+            ``qarepvgg``), ``search`` (RepOpt-VGG: the form whose scales are learned), ``anchors`` (YOLOv3: priors of
+            your own data, ``[[width, height], …]`` in input pixels).
 
     Returns:
-        a network float [B, in_channels, H, W] → logits [B, num_classes], with ``architecture``: the name and the
-        arguments that `edgevision.checkpoint` writes down to build it again.
+        a network float [B, in_channels, H, W] → logits [B, num_classes], or, of a detector, raw maps by name (see
+        `edgevision.models.detection.detector.Detector`); with ``architecture``: the name and the arguments that
+        `edgevision.checkpoint` writes down to build it again.
 
     Raises:
         UsageError: an unknown name or argument (the valid ones are named) or a value out of range.
         MissingDependencyError: torch is not installed.
     """
+    usual = CATALOGUE.get(name, ModelInfo(name, ""))
     arguments: dict[str, Any] = {
-        "num_classes": num_classes,
+        "num_classes": (80 if usual.task == "detection" else 1000) if num_classes is None else num_classes,
         "in_channels": in_channels,
-        "input_size": input_size,
+        "input_size": (usual.input_size if usual.task == "detection" else 224) if input_size is None else input_size,
         "width": width,
         **kwargs,
     }
@@ -112,6 +124,17 @@ def model_names() -> list[str]:
 def model_table() -> list[ModelInfo]:
     """One line per model of `model_names`: what it is and how big. Needs no torch."""
     return [CATALOGUE.get(name, ModelInfo(name, "third-party model")) for name in model_names()]
+
+
+def task_of(name: str) -> str:
+    """``detection`` or ``classification``: what a model of the registry is for. Third parties' count as the latter.
+
+    Raises:
+        UsageError: no such name.
+    """
+    if name not in MODELS:
+        raise UsageError(unknown_name("model", name, MODELS.names()))
+    return CATALOGUE.get(name, ModelInfo(name, "")).task
 
 
 def _check_ranges(arguments: dict[str, Any]) -> None:

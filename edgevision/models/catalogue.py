@@ -19,6 +19,7 @@ class ModelInfo:
         num_classes: for which both were counted.
         in_channels: likewise.
         input_size: likewise, height and width in pixels.
+        task: ``classification`` or ``detection``.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ModelInfo:
     num_classes: int = 1000
     in_channels: int = 3
     input_size: int = 224
+    task: str = "classification"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON takes them."""
@@ -38,6 +40,14 @@ class ModelInfo:
 _V1, _V2, _V3 = "1704.04861", "1801.04381", "1905.02244"
 _SQUEEZE, _REPVGG, _QAREPVGG, _EFFICIENTREP = "1602.07360", "2101.03697", "2212.01593", "2209.02976"
 _REPOPT = "2205.15242"
+_YOLOV6, _YOLOV3, _SSD_LITE = "2301.05586", "1804.02767", "1801.04381"
+
+
+def _detector(
+    name: str, description: str, paper: str, parameters: int, multiply_adds: int, input_size: int
+) -> ModelInfo:
+    return ModelInfo(name, description, paper, parameters, multiply_adds, 80, 3, input_size, "detection")
+
 
 _ROWS = (
     ModelInfo(
@@ -77,6 +87,34 @@ _ROWS = (
     ModelInfo("squeezenet1_0_bypass", "SqueezeNet 1.0 with simple bypass", _SQUEEZE, 1_248_424, 818_924_576),
     ModelInfo(
         "squeezenet1_1", "SqueezeNet 1.1: 2.4 times fewer multiply-adds than 1.0", _SQUEEZE, 1_235_496, 349_151_936
+    ),
+    _detector(
+        "ssdlite_mobilenet_v2",
+        "SSD-Lite on MobileNetV2: multibox, depthwise heads",
+        _SSD_LITE,
+        4_337_013,
+        788_830_144,
+        320,
+    ),
+    _detector("yolov3", "YOLOv3 on Darknet-53: nine priors at three scales", _YOLOV3, 61_949_149, 32_932_037_632, 416),
+    _detector("yolov3_tiny", "YOLOv3-tiny: six priors at two scales", _YOLOV3, 8_852_366, 2_782_480_896, 416),
+    _detector(
+        "yolov6_m",
+        "YOLOv6-M 3.0: BepC3 stages, RepBi-PAN, boxes as distributions",
+        _YOLOV6,
+        34_866_196,
+        42_542_899_200,
+        640,
+    ),
+    _detector("yolov6_n", "YOLOv6-N 3.0: EfficientRep, RepBi-PAN, anchor-free", _YOLOV6, 4_649_212, 5_658_009_600, 640),
+    _detector(
+        "yolov6_s", "YOLOv6-S 3.0: EfficientRep, RepBi-PAN, anchor-free", _YOLOV6, 18_541_820, 22_483_353_600, 640
+    ),
+    _detector(
+        "yolov6_t", "YOLOv6-T: EfficientRep, Rep-PAN, anchor-free", "2209.02976", 14_972_988, 18_157_977_600, 640
+    ),
+    _detector(
+        "yolov6lite_s", "YOLOv6-Lite-S: depthwise convolutions for ARM, four scales", _YOLOV6, 557_976, 263_267_344, 320
     ),
 )
 

@@ -34,6 +34,32 @@ def fit_strides(strides: Sequence[int], input_size: int) -> list[int]:
     return fitted
 
 
+def stage_ends(strides: Sequence[int]) -> tuple[int, ...]:
+    """Of layers one after the other: those before each of the last three halvings, and the last one.
+
+    Their outputs are the maps at strides 4, 8, 16 and 32 of a network that divides the picture by 32.
+    """
+    halvings = [index for index, stride in enumerate(strides) if stride == 2]
+    return (*(index - 1 for index in halvings[-3:]), len(strides) - 1)
+
+
+def outputs_at(layers: nn.Sequential, indices: Sequence[int], x: Tensor) -> tuple[Tensor, ...]:
+    """Outputs of the layers of those indices, in order; layers after the last of them do not run."""
+    outputs = []
+    for index, layer in enumerate(layers):
+        x = layer(x)
+        if index in indices:
+            outputs.append(x)
+        if index == indices[-1]:
+            break
+    return tuple(outputs)
+
+
+def last_norm_channels(module: nn.Module) -> int:
+    """Channels that a module's last batch norm gives."""
+    return [layer.num_features for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)][-1]
+
+
 class ConvNormActivation(nn.Sequential):
     """Convolution without bias (``0``), normalisation (``1``) and, unless None, an activation (``2``).
 

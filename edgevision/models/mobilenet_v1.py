@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from edgevision.models.layers import ConvNormActivation, fit_strides, global_average, initialize, make_divisible
+from edgevision.models.layers import (
+    ConvNormActivation,
+    fit_strides,
+    global_average,
+    initialize,
+    last_norm_channels,
+    make_divisible,
+    outputs_at,
+    stage_ends,
+)
 
 # Table 1: output channels and stride of the 13 depthwise separable blocks. The paper prints stride 2 for the last
 # one, whose own sizes (7 × 7 in, 7 × 7 out) say 1.
@@ -48,12 +57,22 @@ class MobileNetV1(nn.Module):
         super().__init__()
         channels = [make_divisible(c * width) for c in (32, *(c for c, _ in BLOCKS))]
         strides = fit_strides([2, *(stride for _, stride in BLOCKS)], input_size)
+        self.stage_ends = stage_ends(strides)
         self.features = nn.Sequential(
             ConvNormActivation(in_channels, channels[0], 3, stride=strides[0]),
             *(DepthwiseSeparable(channels[i], channels[i + 1], stride=strides[i + 1]) for i in range(len(BLOCKS))),
         )
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(channels[-1], num_classes))
         initialize(self)
+
+    @property
+    def pyramid_channels(self) -> tuple[int, ...]:
+        """Channels of the maps of `pyramid`, as they are now: pruning changes them."""
+        return tuple(last_norm_channels(self.features[index]) for index in self.stage_ends)
+
+    def pyramid(self, x: Tensor) -> tuple[Tensor, ...]:
+        """float [B, C, H, W] → maps at strides 4, 8, 16 and 32 for a detector's neck, each its stage's last block."""
+        return outputs_at(self.features, self.stage_ends, x)
 
     def forward(self, x: Tensor) -> Tensor:
         """float [B, C, H, W] → logits [B, num_classes]."""

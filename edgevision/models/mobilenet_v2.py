@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from edgevision.models.layers import ConvNormActivation, fit_strides, global_average, initialize, make_divisible
+from edgevision.models.layers import (
+    ConvNormActivation,
+    fit_strides,
+    global_average,
+    initialize,
+    last_norm_channels,
+    make_divisible,
+    outputs_at,
+    stage_ends,
+)
 
 # Table 2: expansion t, output channels c, repeats n, stride s of the first of the repeats
 STAGES = (
@@ -64,15 +73,27 @@ class MobileNetV2(nn.Module):
         channels = make_divisible(32 * width)
         last = make_divisible(1280 * max(1.0, width))
         layers: list[nn.Module] = [ConvNormActivation(in_channels, channels, 3, stride=strides[0], activation=nn.ReLU6)]
+        block_strides = [strides[0]]
         for (expansion, c, repeats, _), stride in zip(STAGES, strides[1:], strict=True):
             out = make_divisible(c * width)
             for repeat in range(repeats):
                 layers.append(InvertedResidual(channels, out, stride=stride if repeat == 0 else 1, expansion=expansion))
+                block_strides.append(stride if repeat == 0 else 1)
                 channels = out
         layers.append(ConvNormActivation(channels, last, 1, activation=nn.ReLU6))
+        self.stage_ends = stage_ends(block_strides)
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(last, num_classes))
         initialize(self)
+
+    @property
+    def pyramid_channels(self) -> tuple[int, ...]:
+        """Channels of the maps of `pyramid`, as they are now: pruning changes them."""
+        return tuple(last_norm_channels(self.features[index]) for index in self.stage_ends)
+
+    def pyramid(self, x: Tensor) -> tuple[Tensor, ...]:
+        """float [B, C, H, W] → maps at strides 4, 8, 16 and 32 for a detector's neck, each its stage's last block."""
+        return outputs_at(self.features, self.stage_ends, x)
 
     def forward(self, x: Tensor) -> Tensor:
         """float [B, C, H, W] → logits [B, num_classes]."""

@@ -17,7 +17,10 @@ from edgevision.models.layers import (
     fit_strides,
     global_average,
     initialize,
+    last_norm_channels,
     make_divisible,
+    outputs_at,
+    stage_ends,
 )
 
 
@@ -159,12 +162,22 @@ class MobileNetV3(nn.Module):
             channels = scaled.out
         last = 6 * channels
         layers.append(ConvNormActivation(channels, last, 1, norm=batch_norm, activation=HS))
+        self.stage_ends = stage_ends(strides)
         self.features = nn.Sequential(*layers)
         hidden = make_divisible(hidden * width)
         self.classifier = nn.Sequential(
             nn.Linear(last, hidden), nn.Hardswish(), nn.Dropout(dropout), nn.Linear(hidden, num_classes)
         )
         initialize(self)
+
+    @property
+    def pyramid_channels(self) -> tuple[int, ...]:
+        """Channels of the maps of `pyramid`, as they are now: pruning changes them."""
+        return tuple(last_norm_channels(self.features[index]) for index in self.stage_ends)
+
+    def pyramid(self, x: Tensor) -> tuple[Tensor, ...]:
+        """float [B, C, H, W] → maps at strides 4, 8, 16 and 32 for a detector's neck, each its stage's last block."""
+        return outputs_at(self.features, self.stage_ends, x)
 
     def forward(self, x: Tensor) -> Tensor:
         """float [B, C, H, W] → logits [B, num_classes]."""

@@ -6,7 +6,7 @@ RepVGG (arXiv 2101.03697, section 3.3); any module with an ``is_fused`` property
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -72,4 +72,6 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Sequence[Tensor]:
             outputs = model.eval()(inputs)
     finally:
         model.train(training)
+    if isinstance(outputs, Mapping):
+        return list(outputs.values())
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)

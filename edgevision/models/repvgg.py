@@ -212,14 +212,24 @@ class RepVGG(nn.Module):
         self.linear = nn.Linear(widths[-1], num_classes)
         initialize(self)
 
+    @property
+    def pyramid_channels(self) -> tuple[int, ...]:
+        """Channels of the maps of `pyramid`, as they are now: pruning changes them."""
+        stages = (self.stage1, self.stage2, self.stage3, self.stage4)
+        return tuple([m.out_channels for m in s.modules() if isinstance(m, nn.Conv2d)][-1] for s in stages)
+
+    def pyramid(self, x: Tensor) -> tuple[Tensor, ...]:
+        """float [B, C, H, W] → maps at strides 4, 8, 16 and 32 for a detector's neck."""
+        x = self.stage0(x)  # [B, 64 a, H / 2, W / 2]
+        c2: Tensor = self.stage1(x)  # [B, 64 a, H / 4, W / 4]
+        c3: Tensor = self.stage2(c2)  # [B, 128 a, H / 8, W / 8]
+        c4: Tensor = self.stage3(c3)  # [B, 256 a, H / 16, W / 16]
+        c5: Tensor = self.stage4(c4)  # [B, 512 b, H / 32, W / 32]
+        return c2, c3, c4, c5
+
     def forward(self, x: Tensor) -> Tensor:
         """float [B, C, H, W] → logits [B, num_classes]."""
-        x = self.stage0(x)  # [B, 64 a, H / 2, W / 2]
-        x = self.stage1(x)  # [B, 64 a, H / 4, W / 4]
-        x = self.stage2(x)  # [B, 128 a, H / 8, W / 8]
-        x = self.stage3(x)  # [B, 256 a, H / 16, W / 16]
-        x = self.stage4(x)  # [B, 512 b, H / 32, W / 32]
-        logits: Tensor = self.linear(global_average(x))
+        logits: Tensor = self.linear(global_average(self.pyramid(x)[-1]))
         return logits
 
 

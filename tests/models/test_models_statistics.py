@@ -88,7 +88,7 @@ def test_tiny_is_tiny() -> None:
 @pytest.mark.parametrize("name", sorted(CATALOGUE))
 def test_catalogue_tells_the_truth(name: str) -> None:
     info = CATALOGUE[name]
-    deploy = {"deploy": True} if "rep" in name else {}
+    deploy = {"deploy": True} if "rep" in name or "yolov6_" in name else {}
     model = meta(name, num_classes=info.num_classes, in_channels=info.in_channels, input_size=info.input_size, **deploy)
     shape = (1, info.in_channels, info.input_size, info.input_size)
     assert info.parameters == count_parameters(model)

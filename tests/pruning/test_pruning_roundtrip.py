@@ -16,7 +16,7 @@ from torch import nn
 
 from edgevision.checkpoint import MODEL, Checkpoint
 from edgevision.errors import CheckpointError, UsageError
-from edgevision.models import MODELS, create_model
+from edgevision.models import MODELS, create_model, task_of
 from edgevision.models.channels import changed_counts, resize
 from edgevision.models.reparameterize import is_reparameterizable, reparameterize
 from edgevision.preprocess import PRESETS
@@ -24,7 +24,7 @@ from edgevision.pruning import find_groups, prune, remove_channels
 from edgevision_converters.export import open_source
 from edgevision_converters.passes.numerics import run
 
-ZOO = sorted(MODELS._entries)
+ZOO = [name for name in sorted(MODELS._entries) if task_of(name) == "classification"]
 SHAPE = (1, 3, 32, 32)
 
 RELOAD = """

@@ -1,0 +1,1 @@
+"""Backbones of detectors: picture → maps at several strides."""

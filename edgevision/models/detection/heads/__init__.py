@@ -1,0 +1,1 @@
+"""Heads of detectors: maps → raw scores and boxes by name."""
