@@ -28,13 +28,16 @@ import numpy.typing as npt
 
 from edgevision.compression.codec import NAME as CODING
 from edgevision.compression.codec import unpack
-from edgevision.errors import BundleError, OutputError
+from edgevision.detection.postprocess import Postprocess
+from edgevision.errors import BundleError, OutputError, UsageError
 from edgevision.files import atomic_path, sha256_bytes, write_bytes
 from edgevision.preprocess import Preprocess
 from edgevision.runtime.tensors import TensorSpec
 
-# bundles without packed files are still written as version 1, which older readers take
-SCHEMA_VERSION = 2
+# A bundle is written as the oldest version that says all it holds: 3 tells how outputs become boxes, which older
+# readers would hand out as bare tensors, 2 has packed files, 1 neither.
+SCHEMA_VERSION = 3
+_PACKED_VERSION = 2
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 PLAN = "plan.json"
@@ -59,11 +62,21 @@ class Thresholds:
         cosine: least cosine similarity with the reference, 0..1.
         sqnr_db: least signal-to-quantization-noise ratio, dB.
         top1_agreement: least share of golden inputs with the same top-1 answer, 0..1 (classification).
+        matched: least share of boxes that have a partner on the other side, 0..1 (detection).
+        mean_iou: least mean overlap of partners, 0..1 (detection).
     """
 
     cosine: float
     sqnr_db: float
     top1_agreement: float | None = None
+    matched: float | None = None
+    mean_iou: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON takes them; what boxes must keep only where it is demanded, for older readers' sake."""
+        boxes = {"matched": self.matched, "mean_iou": self.mean_iou}
+        demanded = {name: value for name, value in boxes.items() if value is not None}
+        return {"cosine": self.cosine, "sqnr_db": self.sqnr_db, "top1_agreement": self.top1_agreement, **demanded}
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,7 @@ class Manifest:
 
     Attributes:
         name: model name.
-        task: ``classification`` or ``tensors`` (raw outputs).
+        task: ``classification``, ``detection`` or ``tensors`` (raw outputs).
         target: engine: ``onnxruntime``, ``openvino``, ``ncnn``, ``tensorrt``.
         precision: ``fp32``, ``fp16`` or ``int8``.
         inputs: names, dtypes and shapes a feed must have; a batch dimension is None.
@@ -84,6 +97,10 @@ class Manifest:
         tensor_names: name in the canonical graph → name inside the engine, where they differ.
         thresholds: what ``verify`` demands against FP32 (``fp32``) and against the plan (``reference``).
         provenance: what it was made from and with.
+        postprocess: how outputs become boxes, for ``detection``; None for other tasks.
+
+    Raises:
+        UsageError: a detector without a postprocess, or a postprocess for another task.
     """
 
     name: str
@@ -99,11 +116,18 @@ class Manifest:
     tensor_names: dict[str, str] = field(default_factory=dict)
     thresholds: dict[str, Thresholds] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    postprocess: Postprocess | None = None
+
+    def __post_init__(self) -> None:
+        if (self.task == "detection") != (self.postprocess is not None):
+            given = "has none" if self.postprocess is None else f"says one for {self.task}"
+            raise UsageError(f"a manifest says how outputs become boxes for task detection alone; this one {given}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON takes them."""
+        boxes = {} if self.postprocess is None else {"postprocess": self.postprocess.to_dict()}
         return {
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION if boxes else 1,
             "name": self.name,
             "task": self.task,
             "target": self.target,
@@ -115,8 +139,9 @@ class Manifest:
             "engine_files": self.engine_files,
             "engine_options": self.engine_options,
             "tensor_names": self.tensor_names,
-            "thresholds": {key: vars(value) for key, value in self.thresholds.items()},
+            "thresholds": {key: value.to_dict() for key, value in self.thresholds.items()},
             "provenance": self.provenance,
+            **boxes,
         }
 
     @classmethod
@@ -141,6 +166,7 @@ class Manifest:
                 tensor_names=dict(values["tensor_names"]),
                 thresholds={key: Thresholds(**value) for key, value in values["thresholds"].items()},
                 provenance=dict(values["provenance"]),
+                postprocess=Postprocess.from_dict(values["postprocess"]) if "postprocess" in values else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise BundleError(f"manifest.json is damaged: {type(error).__name__}: {error}") from error
@@ -288,7 +314,7 @@ class Bundle:
         values = self.manifest.to_dict()
         values["files"] = {name: self._listing(name) for name in sorted(self._files)}
         if self._packed:
-            values["schema_version"] = SCHEMA_VERSION
+            values["schema_version"] = max(values["schema_version"], _PACKED_VERSION)
         values["sha256"] = _manifest_digest(values)
         return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
 

@@ -32,6 +32,43 @@ INTERPOLATIONS = {
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where a picture lies in the network's input: ``input = picture · scale + offset``, in pixels.
+
+    Attributes:
+        scale_x: pixels of the input for each pixel of the picture, sideways.
+        scale_y: likewise downwards.
+        left: the picture's left border in the input; below 0 where it is cropped.
+        top: its upper border, likewise.
+        width: of the picture, in its own pixels.
+        height: likewise.
+    """
+
+    scale_x: float
+    scale_y: float
+    left: float
+    top: float
+    width: int
+    height: int
+
+    def to_input(self, boxes: Float32Array) -> Float32Array:
+        """Boxes ``[N, 4]`` xyxy in the picture's pixels as they lie in the input."""
+        return np.asarray(boxes * self._scale + self._offset, np.float32)
+
+    def to_original(self, boxes: Float32Array) -> Float32Array:
+        """Boxes ``[N, 4]`` xyxy in the input's pixels as they lie in the picture, perhaps beyond its borders."""
+        return np.asarray((boxes - self._offset) / self._scale, np.float32)
+
+    @property
+    def _scale(self) -> npt.NDArray[np.float64]:
+        return np.asarray([self.scale_x, self.scale_y, self.scale_x, self.scale_y])
+
+    @property
+    def _offset(self) -> npt.NDArray[np.float64]:
+        return np.asarray([self.left, self.top, self.left, self.top])
+
+
+@dataclass(frozen=True)
 class Preprocess:
     """How a picture becomes a tensor ``[C, H, W]`` float32: resize, crop or pad, colour order, normalise.
 
@@ -130,6 +167,19 @@ class Preprocess:
             return _letterbox(image, height, width, method, self.pad_value)
         return image if image.size == (width, height) else image.resize((width, height), method)
 
+    def placement(self, width: int, height: int) -> Placement:
+        """Where `geometry` puts a picture of ``width`` by ``height`` pixels."""
+        rows, columns = self.size
+        sides, (left, top) = (columns, rows), (0, 0)
+        if self.resize == "shorter_side":
+            assert self.resize_to is not None
+            sides = _shorter_sides(width, height, self.resize_to)
+            left, top = (-start for start in _crop_corner(*sides, rows, columns))
+        elif self.resize == "letterbox":
+            sides = _fitted_sides(width, height, rows, columns)
+            left, top = _border(*sides, rows, columns)
+        return Placement(sides[0] / width, sides[1] / height, left, top, width, height)
+
     def normalize(self, pixels: npt.NDArray[np.uint8]) -> Float32Array:
         """Normalise ``uint8`` ``[H, W, 3]`` (RGB) or ``[H, W]`` (grey) of the right size into the input layout."""
         if pixels.ndim == 2:
@@ -205,30 +255,49 @@ def _choice(what: str, value: str, valid: Sequence[str]) -> None:
 
 
 def _resize_shorter(image: Image.Image, shorter: int, method: Image.Resampling) -> Image.Image:
-    width, height = image.size
+    sides = _shorter_sides(*image.size, shorter)
+    return image if image.size == sides else image.resize(sides, method)
+
+
+def _shorter_sides(width: int, height: int, shorter: int) -> tuple[int, int]:
+    """Width and height once the shorter side is ``shorter`` pixels long."""
     if min(width, height) == shorter:
-        return image
+        return width, height
     # the longer side is truncated, as torchvision's Resize does, so that published accuracies hold
     if width < height:
-        return image.resize((shorter, max(shorter, int(shorter * height / width))), method)
-    return image.resize((max(shorter, int(shorter * width / height)), shorter), method)
+        return shorter, max(shorter, int(shorter * height / width))
+    return max(shorter, int(shorter * width / height)), shorter
 
 
 def _center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    left = round((image.width - width) / 2)
-    top = round((image.height - height) / 2)
+    left, top = _crop_corner(image.width, image.height, height, width)
     return image.crop((left, top, left + width, top + height))
 
 
+def _crop_corner(width: int, height: int, rows: int, columns: int) -> tuple[int, int]:
+    """Left and top of the centre of ``rows`` by ``columns`` pixels."""
+    return round((width - columns) / 2), round((height - rows) / 2)
+
+
 def _letterbox(image: Image.Image, height: int, width: int, method: Image.Resampling, pad_value: int) -> Image.Image:
-    ratio = min(height / image.height, width / image.width)
-    fitted = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
+    fitted = _fitted_sides(image.width, image.height, height, width)
     if image.size != fitted:
         image = image.resize(fitted, method)
     fill = pad_value if image.mode == "L" else (pad_value, pad_value, pad_value)
     canvas = Image.new(image.mode, (width, height), fill)
-    canvas.paste(image, ((width - fitted[0]) // 2, (height - fitted[1]) // 2))
+    canvas.paste(image, _border(*fitted, height, width))
     return canvas
+
+
+def _fitted_sides(width: int, height: int, rows: int, columns: int) -> tuple[int, int]:
+    """Width and height that fit inside ``rows`` by ``columns`` pixels, the shape kept."""
+    ratio = min(rows / height, columns / width)
+    return max(1, round(width * ratio)), max(1, round(height * ratio))
+
+
+def _border(width: int, height: int, rows: int, columns: int) -> tuple[int, int]:
+    """Width of the border to the left of what was fitted, and height of that above it."""
+    return (columns - width) // 2, (rows - height) // 2
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,6 +14,9 @@ from edgevision.errors import EngineError
 
 if TYPE_CHECKING:
     from edgevision.bundle import Manifest
+    from edgevision.detection.detections import Detections
+    from edgevision.detection.postprocess import Postprocess
+    from edgevision.preprocess import Placement
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,31 @@ class Tensors:
         return {"outputs": {name: _summary(value) for name, value in self.outputs.items()}}
 
 
-TaskResult: TypeAlias = "Classification | Tensors"
+TaskResult: TypeAlias = "Classification | Detections | Tensors"
 
 
-def interpret(manifest: Manifest, outputs: dict[str, npt.NDArray[Any]]) -> list[TaskResult]:
+def interpret(
+    manifest: Manifest,
+    outputs: dict[str, npt.NDArray[Any]],
+    placements: Sequence[Placement] | None = None,
+    postprocess: Postprocess | None = None,
+) -> list[TaskResult]:
     """Turn a batch of outputs into one result per picture, as the manifest's task says.
 
+    Args:
+        manifest: of the bundle that answered.
+        outputs: output name → array ``[B, …]``.
+        placements: where each picture lies in the input. A detector's boxes cannot be told without; its outputs are
+            `Tensors` then.
+        postprocess: in place of the manifest's, e.g. with another threshold.
+
     Raises:
-        EngineError: class scores that are NaN or infinite.
+        EngineError: outputs that are NaN or infinite, or that a detector's decoder cannot read.
+        UsageError: a detector's decoder is somebody's own and was not passed.
     """
+    postprocess = postprocess or manifest.postprocess
+    if placements is not None and postprocess is not None:
+        return list(postprocess(outputs, manifest.preprocess.size, placements, manifest.classes))
     if manifest.task == "classification":
         logits = classification_logits(outputs)
         if not np.isfinite(logits).all():

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "edgevision_benchmarks": {"edgevision", "edgevision_benchmarks"},
 }
 # what stands on top of the rooms imports them inside functions
-ON_TOP = ("edgevision.cli", "edgevision.pipeline", "edgevision.recipe")
+ON_TOP = ("edgevision.cli", "edgevision.pipeline", "edgevision.recipe", "edgevision.remote")
 # the one module of what stands on top that rooms read: where the graph of a bundle is kept
 READ_FROM_BELOW = "edgevision.pipeline.workspace"
 
@@ -44,6 +44,7 @@ DEVICE_SIDE = (
     "edgevision.parity",
     "edgevision.runtime",
     "edgevision.data",
+    "edgevision.detection",
     "edgevision.devices",
     "edgevision.cli",
     "edgevision_benchmarks",

@@ -375,7 +375,7 @@ def test_a_newer_version_says_what_to_do(tmp_path):
     values = json.loads((path / MANIFEST).read_bytes())
     values["schema_version"] = SCHEMA_VERSION + 1
     (path / MANIFEST).write_text(json.dumps(values))
-    with pytest.raises(BundleError, match=r"newer than this edgevision reads \(2\): pip install --upgrade edgevision"):
+    with pytest.raises(BundleError, match=r"newer than this edgevision reads \(3\): pip install --upgrade edgevision"):
         Bundle.open(path)
 
 

@@ -64,6 +64,18 @@ class Engine(Protocol):
         ...
 
 
+class ParallelEngine(Engine, Protocol):
+    """An engine that can be prepared for several calls at once, where that takes more than calling it from threads."""
+
+    def open_parallel(self, requests: int) -> Engine:
+        """The same network, ready for so many calls of one picture at once: for throughput, not for latency.
+
+        Raises:
+            EngineError: the runtime cannot prepare it.
+        """
+        ...
+
+
 class OpenEngine(Protocol):
     """Signature of a backend's ``open_engine``."""
 

@@ -60,6 +60,14 @@ class OpenVINOEngine:
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed to run {self._label}: {error}") from error
 
+    def open_parallel(self, requests: int) -> ParallelRequests:
+        """The model compiled for ``requests`` asynchronous requests of one picture each."""
+        threads = int(self._settings.get("INFERENCE_NUM_THREADS", 0))
+        settings = {**self._settings, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": str(requests)}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads * requests
+        return ParallelRequests(self._compiled_for(1, settings), self._outputs, self.version, self._label)
+
     def close(self) -> None:
         """Free the compiled models."""
         self._compiled.clear()
@@ -82,18 +90,21 @@ class OpenVINOEngine:
         with self._lock:
             if batch in self._compiled:
                 return self._compiled[batch]
-            try:
-                model = self._model.clone()
-                model.reshape({name: [batch, *shape[1:]] for name, shape in self._inputs.items()})
-                compiled = self._core.compile_model(model, "CPU", self._settings)
-            except RuntimeError as error:
-                raise EngineError(
-                    f"OpenVINO {self.version} cannot compile {self._label} for batch {batch}: {error}"
-                ) from error
+            compiled = self._compiled_for(batch, self._settings)
             self._compiled[batch] = compiled
             while len(self._compiled) > _BATCH_SIZES:
                 self._compiled.popitem(last=False)
             return compiled
+
+    def _compiled_for(self, batch: int, settings: Mapping[str, Any]) -> Any:
+        try:
+            model = self._model.clone()
+            model.reshape({name: [batch, *shape[1:]] for name, shape in self._inputs.items()})
+            return self._core.compile_model(model, "CPU", dict(settings))
+        except RuntimeError as error:
+            raise EngineError(
+                f"OpenVINO {self.version} cannot compile {self._label} for batch {batch}: {error}"
+            ) from error
 
     def _properties(self, bundle: Bundle, options: EngineOptions) -> dict[str, Any]:
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
@@ -107,6 +118,34 @@ class OpenVINOEngine:
 
     def _capabilities(self) -> list[str]:
         return [str(name) for name in self._ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
+
+
+class ParallelRequests:
+    """A compiled model with an asynchronous infer request for every thread that calls it."""
+
+    def __init__(self, compiled: Any, outputs: Mapping[str, str], version: str, label: str) -> None:
+        self.version = version
+        self._compiled, self._label = compiled, label
+        self._ports = [(name, compiled.output(inner)) for name, inner in outputs.items()]
+        self._local = threading.local()
+
+    def infer(self, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Start a request and wait for it; other threads' requests run meanwhile."""
+        try:
+            request = self._local.__dict__.get("request")
+            if request is None:
+                request = self._local.request = self._compiled.create_infer_request()
+            request.start_async(feed, share_inputs=True)
+            # raises what went wrong; a callback would not be told
+            request.wait()
+            return {name: request.get_tensor(port).data.copy() for name, port in self._ports}
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed to run {self._label}: {error}") from error
+
+    def close(self) -> None:
+        """Free the compiled model."""
+        self._local = threading.local()
+        del self._compiled
 
 
 def open_engine(bundle: Bundle, options: EngineOptions) -> OpenVINOEngine:

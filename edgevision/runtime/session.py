@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevision.errors import EngineError, UsageError
-from edgevision.images import ImageLike
+from edgevision.images import ImageLike, to_image
 from edgevision.runtime.backend import BACKENDS, EngineOptions
 from edgevision.runtime.tensors import TensorSpec
 from edgevision.tasks import TaskResult, interpret
 
 if TYPE_CHECKING:
     from edgevision.bundle import Bundle
+    from edgevision.detection.decoders import Decoder
+    from edgevision.detection.postprocess import Postprocess
+    from edgevision.preprocess import Placement
+    from edgevision.runtime.backend import Engine
+    from edgevision.runtime.frames import Frame
+    from edgevision.runtime.stream import Stream
 
 
 class Session:
@@ -25,11 +31,16 @@ class Session:
 
     ``session(image)`` applies the bundle's own preprocess and returns a task result; ``session.infer(feed)``
     is the engine itself: arrays in, arrays out. Open one with `edgevision.load`.
+
+    Attributes:
+        postprocess: how a detector's outputs become boxes; None for other tasks. Another one may be set, e.g.
+            ``session.postprocess = dataclasses.replace(session.postprocess, confidence=0.5)``.
     """
 
     def __init__(self, bundle: Bundle, options: EngineOptions | None = None) -> None:
         self.bundle = bundle
         self.options = options or EngineOptions()
+        self.postprocess: Postprocess | None = bundle.manifest.postprocess
         self._engine = BACKENDS.resolve(bundle.manifest.target)(bundle, self.options)
         self._closed = False
         # what infer() compares with on every call, prepared once
@@ -102,13 +113,48 @@ class Session:
 
         Raises:
             DataError: a picture cannot be read.
+            EngineError: the engine failed, or its outputs are not what the task takes.
         """
         if not images:
             return []
         manifest = self.bundle.manifest
-        batch = manifest.preprocess.batch(images)
-        outputs = self.run(batch)
-        return interpret(manifest, outputs)
+        if self.postprocess is None:
+            return interpret(manifest, self.run(manifest.preprocess.batch(images)))
+        batch, placements = self.place(images)
+        return interpret(manifest, self.run(batch), placements, self.postprocess)
+
+    def place(self, images: Sequence[ImageLike]) -> tuple[npt.NDArray[np.float32], list[Placement]]:
+        """Preprocess pictures into a batch ``[B, …]``, and tell where each of them lies in the input.
+
+        Raises:
+            DataError: a picture cannot be read.
+        """
+        preprocess = self.bundle.manifest.preprocess
+        tensors, placements = [], []
+        for image in images:
+            picture = to_image(image)
+            placements.append(preprocess.placement(*picture.size))
+            tensors.append(preprocess(picture))
+        return np.stack(tensors), placements
+
+    def stream(self, frames: Iterable[ImageLike | Frame], **options: Any) -> Stream:
+        """Results of pictures one after the other, as `predict` gives them, their stages running side by side.
+
+        ``for result in session.stream(frames)``; see `edgevision.runtime.stream.Stream` for the options, and for the
+        throughput and latency it measured.
+        """
+        from edgevision.runtime.stream import Stream
+
+        return Stream(self, frames, **options)
+
+    def parallel_engine(self, requests: int) -> Engine | None:
+        """The engine opened for so many calls of one picture at once; None where calling it from threads is as good."""
+        fixed = self.inputs[0].shape[0]
+        open_parallel = getattr(self._engine, "open_parallel", None)
+        if self._closed or open_parallel is None or len(self.inputs) != 1 or fixed not in (None, 1):
+            return None
+        engine: Engine = open_parallel(requests)
+        return engine
 
     def run(self, batch: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
         """Run a preprocessed batch ``[B, …]`` of the first input, split where the engine's batch is fixed."""
@@ -155,15 +201,24 @@ def _described(value: Any) -> str:
     return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
-def load(bundle: str | Path | Bundle, *, threads: int = 1, cache_dir: str | Path | None = None) -> Session:
+def load(
+    bundle: str | Path | Bundle,
+    *,
+    threads: int = 1,
+    cache_dir: str | Path | None = None,
+    decoder: Decoder | None = None,
+) -> Session:
     """Open a bundle on its engine.
 
     Args:
         bundle: path of a ``.evb`` file or bundle folder, or an open `Bundle`.
         threads: threads of one inference; 0 lets the engine choose.
         cache_dir: where engines compiled on this device are kept (TensorRT, OpenVINO).
+        decoder: for a detector, a function of your own that reads its outputs, see `edgevision.detection.decoders`. A
+            bundle that was made for one holds its name alone and never has it imported.
 
     Raises:
+        UsageError: a wrong number of threads, or a decoder for a bundle that is no detector.
         BundleError: the bundle is damaged or has been changed.
         MissingDependencyError: the engine's runtime is not installed; the message is the command that installs it.
         EngineError: the engine refused the model.
@@ -174,4 +229,14 @@ def load(bundle: str | Path | Bundle, *, threads: int = 1, cache_dir: str | Path
     if threads < 0:
         raise UsageError(f"threads must be 0 (the engine chooses) or more; got {threads}")
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    return Session(opened, EngineOptions(threads, None if cache_dir is None else str(cache_dir)))
+    postprocess = opened.manifest.postprocess
+    if decoder is not None:
+        if postprocess is None:
+            raise UsageError(
+                f"{opened.path or opened.manifest.name} is no detector ({opened.manifest.task}): a decoder has nothing "
+                "to read; convert it with --decoder package.module:function"
+            )
+        postprocess = postprocess.with_function(decoder)
+    session = Session(opened, EngineOptions(threads, None if cache_dir is None else str(cache_dir)))
+    session.postprocess = postprocess
+    return session
