@@ -12,6 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevision.bundle import Bundle, Thresholds
+from edgevision.detection.compare import (
+    DetectionComparison,
+    DetectionLimits,
+    boxes_of,
+    compare_detections,
+    confidence_of,
+)
 from edgevision.errors import BundleError
 from edgevision.runtime.session import Session, load
 
@@ -79,6 +86,7 @@ class Verification:
         fp32: comparison with the FP32 outputs.
         reference: comparison with the fake-quantized reference of the plan; None for float bundles.
         outputs: output name → cosine with FP32.
+        detections: of a detector, comparison of its boxes with those of ``fp32`` and ``reference``.
         n: number of golden inputs.
         engine: engine name and version.
     """
@@ -87,6 +95,7 @@ class Verification:
     fp32: Comparison
     reference: Comparison | None
     outputs: dict[str, float] = field(default_factory=dict)
+    detections: dict[str, DetectionComparison] = field(default_factory=dict)
     n: int = 0
     engine: str = ""
 
@@ -103,7 +112,9 @@ class Verification:
             "fp32": asdict(self.fp32),
             "reference": None if self.reference is None else asdict(self.reference),
             "outputs": self.outputs,
-        }
+            **({"detections": {key: found.to_dict() for key, found in self.detections.items()}}
+               if self.detections else {}),
+        }  # fmt: skip
 
 
 def compare(
@@ -172,11 +183,34 @@ def verify_session(session: Session) -> Verification:
         reference = compare(
             golden["reference"], actual, task=manifest.task, thresholds=manifest.thresholds.get("reference")
         )
+    detections = _compare_boxes(session, golden, actual)
+    boxes_passed = all(found.passed for found in detections.values())
     return Verification(
-        passed=fp32.passed and (reference is None or reference.passed),
+        passed=fp32.passed and (reference is None or reference.passed) and boxes_passed,
         fp32=fp32,
         reference=reference,
         outputs={name: cosine(array, actual[name]) for name, array in golden["outputs"].items()},
+        detections=detections,
         n=len(batch),
         engine=f"{manifest.target} {session.engine_version}",
     )
+
+
+def _compare_boxes(
+    session: Session, golden: Mapping[str, Mapping[str, npt.NDArray[Any]]], actual: Mapping[str, npt.NDArray[Any]]
+) -> dict[str, DetectionComparison]:
+    """Of a detector, its boxes in the golden inputs against those of FP32 and of the plan's reference."""
+    manifest, postprocess = session.bundle.manifest, session.postprocess
+    found = None if postprocess is None else boxes_of(postprocess, manifest.preprocess, actual)
+    if postprocess is None or found is None:
+        return {}
+    compared = {}
+    for key, group in (("fp32", "outputs"), ("reference", "reference")):
+        expected = boxes_of(postprocess, manifest.preprocess, golden[group]) if golden[group] else None
+        if expected is None:
+            continue
+        demanded, limits = manifest.thresholds.get(key), None
+        if demanded is not None and demanded.matched is not None and demanded.mean_iou is not None:
+            limits = DetectionLimits(demanded.matched, demanded.mean_iou)
+        compared[key] = compare_detections(expected, found, confidence=confidence_of(postprocess), limits=limits)
+    return compared

@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from edgevision.data.datasets import FileDataset
+from edgevision.detection import Detections, Postprocess
+from edgevision.detection.boxes import iou_matrix
+from edgevision.images import read_image
 from edgevision.preprocess import Preprocess
-from other_networks.boxes import Array, Detections, iou, suppress
+from other_networks.boxes import Array
 from other_networks.case import Case, Figure, Outputs
 
 PREPROCESS = Preprocess((240, 320), "letterbox", scale=1.0, mean=(127.0,) * 3, std=(128.0,) * 3)
 # the project's own settings
-LEAST_SCORE = 0.7
-NMS_IOU = 0.3
+POSTPROCESS = Postprocess("ultraface", confidence=0.7, iou=0.3)
 CLOSE = 0.9
 CALIBRATION_PEOPLE = 5
 
 
-def decode(scores: Array, boxes: Array) -> Detections:
-    """Faces of one picture.
-
-    Args:
-        scores: ``[4420, 2]``: probability of background and of a face.
-        boxes: ``[4420, 4]``: left, top, right, bottom as shares of the input's width and height.
-    """
-    found = Detections(boxes, scores[:, 1], np.zeros(len(scores), np.int64))
-    return suppress(found.above(LEAST_SCORE), NMS_IOU)
-
-
-def detect(outputs: Outputs) -> list[Detections]:
-    """Faces of every picture."""
-    return [decode(scores, boxes) for scores, boxes in zip(outputs["scores"], outputs["boxes"], strict=True)]
+def detect(outputs: Outputs, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+    """Faces in pixels of every picture; ``sizes``: width and height of each."""
+    return POSTPROCESS(outputs, PREPROCESS.size, [PREPROCESS.placement(*size) for size in sizes])
 
 
 def best_overlap(first: Detections, second: Detections) -> float:
     """IoU of the two best faces; 0 where one side found none, 1 where neither did."""
     if not len(first) or not len(second):
         return float(len(first) == len(second))
-    return float(iou(first.boxes[:1], second.boxes[:1])[0, 0])
+    return float(iou_matrix(first.boxes[:1], second.boxes[:1])[0, 0])
 
 
 def judge_faces(where: str, fp32: list[Detections], int8: list[Detections], expected: Array) -> list[Figure]:
@@ -66,8 +58,10 @@ def open_ultraface(data: Path) -> Case:
     expected = np.asarray([1] * len(unseen) + [1, 0])
     where = f"faces-orl, {len(people) - CALIBRATION_PEOPLE} people not calibrated on; photos of an astronaut and a cup"
 
+    sizes = [read_image(file).size for file in [*unseen, *others]]
+
     def judge(fp32: Outputs, int8: Outputs) -> list[Figure]:
-        return judge_faces(where, detect(fp32), detect(int8), expected)
+        return judge_faces(where, detect(fp32, sizes), detect(int8, sizes), expected)
 
     return Case(
         name="ultraface_rfb_320",

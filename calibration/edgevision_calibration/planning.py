@@ -17,6 +17,7 @@ from edgevision_calibration.plan import ActivationQuant, QuantPlan
 from edgevision_calibration.ranges import range_method
 from edgevision_calibration.scheme import QuantScheme
 from edgevision_calibration.table import CalibrationTable
+from edgevision_calibration.tail import tail_of
 from edgevision_calibration.weights import LEAST_SCALE, weight_scales
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 # ops whose output lies on the grid of their input, so both must share one scale
 _GRID_KEEPING_OPS = frozenset({"MaxPool", "Concat", "Slice", "Reshape", "Transpose", "Flatten", "Squeeze"})
 _STEM_REASON = "so few channels run as fast in float"
+_DECODES_REASON = "it decodes what the last layers give"
+# a channel of a last layer's output has at least so many of its steps, or the output stays in float
+_LEAST_LEVELS = 64
 _THIN_REASON = "rounding its input would take the time that its integers save"
 
 
@@ -55,14 +59,16 @@ def make_plan(
         UsageError: no such range method.
         CalibrationError: a tensor was not observed.
     """
-    float_ops = {**_quick_in_float(graph, scheme), **(keep_float or {})}
+    decoders = dict.fromkeys(tail_of(graph).decoders, _DECODES_REASON)
+    float_ops = {**_quick_in_float(graph, scheme), **decoders, **(keep_float or {})}
     compute = [node for node in graph.nodes if _takes_integers(graph, node, scheme, float_ops)]
     chosen = _Ranges(graph, table, scheme, ranges)
+    exact = _exact(graph, table)
     if precise and table.noise_gains:
-        for name, share in _precise(graph, table, scheme, compute, float_ops, chosen).items():
+        for name, share in _precise(graph, table, scheme, compute, float_ops, chosen, exact).items():
             float_ops[name] = f"its integers would make {share:.0%} of the outputs' noise for little of the time"
         compute = [node for node in compute if node.name not in float_ops]
-    activations = chosen.of(quantized_tensors(graph, compute, scheme, float_ops))
+    activations = chosen.of(quantized_tensors(graph, compute, scheme, float_ops, exact))
     weights = {}
     for node in compute:
         weights[node.input[1]] = weight_scales(graph, node, scheme, activations[node.input[0]].scale)
@@ -139,12 +145,13 @@ def _precise(
     compute: list[NodeProto],
     float_ops: Mapping[str, str],
     ranges: _Ranges,
+    exact: frozenset[str],
 ) -> dict[str, float]:
     """Layers that stay in float for accuracy → share of the noise that goes."""
 
     def quantized(names: Collection[str]) -> list[str]:
         left = [node for node in compute if node.name not in names]
-        return quantized_tensors(graph, left, scheme, {**float_ops, **dict.fromkeys(names, "")})
+        return quantized_tensors(graph, left, scheme, {**float_ops, **dict.fromkeys(names, "")}, exact)
 
     steps = ranges.of(quantized(()))
     noise = {name: table.noise_gains.get(name, 0.0) * quant.scale**2 / 12 for name, quant in steps.items()}
@@ -182,18 +189,45 @@ def is_depthwise(graph: Graph, node: NodeProto) -> bool:
     )
 
 
+def _exact(graph: Graph, table: CalibrationTable) -> frozenset[str]:
+    """Tensors behind the last layers that no scheme rounds: all but what a convolution makes of channels alike.
+
+    Its integer kernel wants integers on both sides. Where a channel would have few of the common steps, as scores have
+    beside sizes in pixels, the layer gives floats.
+    """
+    tail = tail_of(graph)
+    last = [node for node in graph.nodes if node.op_type == "Conv" and tail.tensors & set(node.output)]
+    made = {activated(graph, node) for node in last if node.name not in tail.decoders}
+    return tail.tensors - {name for name in made if name is not None and _are_alike(table, name)}
+
+
+def _are_alike(table: CalibrationTable, name: str) -> bool:
+    if name not in table.tensors:
+        return False
+    seen = table[name]
+    steps = max(seen.high, 0.0) - min(seen.low, 0.0)
+    return bool(((seen.channel_high - seen.channel_low) * 255 >= _LEAST_LEVELS * steps).all())
+
+
 def quantized_tensors(
-    graph: Graph, compute: Iterable[NodeProto], scheme: QuantScheme, float_ops: Mapping[str, str]
+    graph: Graph,
+    compute: Iterable[NodeProto],
+    scheme: QuantScheme,
+    float_ops: Mapping[str, str],
+    exact: frozenset[str] | None = None,
 ) -> list[str]:
     """Activations that carry integers, in topological order.
 
     The inputs of compute nodes always; their outputs where the scheme keeps chains integer
-    (``scheme.quantize_outputs``); and the outputs of integer ops all of whose inputs carry integers.
+    (``scheme.quantize_outputs``); and the outputs of integer ops all of whose inputs carry integers. Those of ``exact``
+    never do: by default all that lies behind the last layers, see `edgevision_calibration.tail`.
     """
+    exact = tail_of(graph).tensors if exact is None else exact
     passing = _passing(graph, compute, scheme, float_ops)
     quantized = {node.input[0] for node in compute}
     if scheme.quantize_outputs:
         quantized.update(name for node in compute if (name := activated(graph, node)) is not None)
+    quantized -= exact
     for node in passing:
         if all(name in quantized for name in data_inputs(graph, node)) and (name := activated(graph, node)) is not None:
             quantized.add(name)
@@ -213,11 +247,14 @@ def _passing(
     Where chains are kept integer these need a layer on integers to come from: after a float layer a pooling, say, has
     nothing to gain (ONNX Runtime's takes 14 times float's time there), and fewer values are left to round behind it.
     """
+    tail = tail_of(graph).tensors
     made: set[str | None] = {activated(graph, node) for node in compute}
     passing = []
     for node in graph.nodes:
         inputs = data_inputs(graph, node)
         if node.op_type not in scheme.integer_ops or node.name in float_ops or not inputs:
+            continue
+        if not tail.isdisjoint(node.output):
             continue
         if not scheme.quantize_outputs or any(name in made for name in inputs):
             made.add(activated(graph, node))

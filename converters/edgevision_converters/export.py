@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,12 +29,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgevision.checkpoint import Checkpoint
+    from edgevision.detection.postprocess import Postprocess
 
 INPUT_NAME = "images"
 OPSET = 18
 # Fusing branches reorders float32 sums; what a wrong fusion does is larger than this share of the outputs' range.
 FUSION_TOLERANCE = 1e-3
 EXPORT_TOLERANCE = 1e-3
+# entry of a graph's metadata
+_POSTPROCESS = "postprocess"
 # torch.export takes a dimension of 1 for a constant
 _EXAMPLE_BATCH = 2
 
@@ -84,7 +88,32 @@ def export_module(
     metadata = {"export_max_difference": f"{difference:.3e}"}
     if fusion_difference is not None:
         metadata["reparameterization_max_difference"] = f"{fusion_difference:.3e}"
-    return graph.with_metadata(metadata)
+    graph = graph.with_metadata(metadata)
+    described = _postprocess(module)
+    return graph if described is None else _with_postprocess(graph, described)
+
+
+def postprocess_of(graph: Graph) -> Postprocess | None:
+    """How the outputs of a graph that `export_module` made of one of our detectors become boxes; None for others."""
+    from edgevision.detection.postprocess import Postprocess
+
+    described = graph.metadata.get(_POSTPROCESS)
+    return None if described is None else Postprocess.from_dict(json.loads(described))
+
+
+def _with_postprocess(graph: Graph, postprocess: Postprocess) -> Graph:
+    return graph.with_metadata({_POSTPROCESS: json.dumps(postprocess.to_dict(), sort_keys=True)})
+
+
+def _postprocess(module: nn.Module) -> Postprocess | None:
+    """What one of our detectors says of its outputs; other people's modules may have anything of that name."""
+    from edgevision.detection.postprocess import Postprocess
+
+    if getattr(module, "task", None) != "detection" or not isinstance(getattr(module, "architecture", None), Mapping):
+        return None
+    describe = getattr(module, "postprocess", None)
+    described = describe() if callable(describe) else None
+    return described if isinstance(described, Postprocess) else None
 
 
 def architecture_shape(module: nn.Module) -> tuple[int, int, int]:
@@ -292,7 +321,7 @@ class Source:
         name: a short name, for files: the stem of the ONNX file, the folder of the Checkpoint, the zoo name.
         preprocess: how pictures become its input; None when the source does not say.
         classes: names by index; empty where unknown.
-        task: ``classification`` or ``tensors``.
+        task: ``classification``, ``detection`` or ``tensors``.
         description: where it came from, in words, for a bundle's manifest.
     """
 
@@ -302,6 +331,11 @@ class Source:
     classes: tuple[str, ...]
     task: str
     description: str
+
+    @property
+    def postprocess(self) -> Postprocess | None:
+        """How the outputs of one of our detectors become boxes; None where they need nothing more, or nobody knows."""
+        return postprocess_of(self.graph)
 
 
 def open_source(
@@ -319,8 +353,8 @@ def open_source(
         source: path of an ``.onnx`` file or of a Checkpoint folder, a zoo name, or one of the objects.
         weights: weight file, for a zoo name.
         input_size: height and width in pixels: for ONNX files that leave them open, for modules that do not come
-            from the zoo, and for zoo names (default 224).
-        num_classes: of a zoo network; by default 1000.
+            from the zoo, and for zoo names (by default 224, of detectors what `edgevision models` says).
+        num_classes: of a zoo network; by default 1000, of detectors 80.
         in_channels: of a zoo network or a module; by default 3, or what a module's first convolution takes.
         model_arguments: further arguments of `create_model`: ``width``, …
 
@@ -366,7 +400,7 @@ def _open_named(
 
     path = Path(source)
     if str(source) in MODELS and not path.exists():
-        return _open_zoo(str(source), weights, input_size or (224, 224), num_classes, in_channels, arguments)
+        return _open_zoo(str(source), weights, input_size, num_classes, in_channels, arguments)
     _refuse_zoo_arguments(str(source), weights, num_classes, arguments)
     if path.suffix.lower() == ".onnx":
         return _described(canonicalize(path, input_size=input_size), path.stem, f"ONNX file {path.name}")
@@ -387,7 +421,7 @@ def _open_named(
 def _open_zoo(
     name: str,
     weights: str | Path | None,
-    input_size: tuple[int, int],
+    input_size: tuple[int, int] | None,
     num_classes: int | None,
     in_channels: int | None,
     arguments: dict[str, Any],
@@ -398,16 +432,20 @@ def _open_zoo(
     from edgevision.models import create_model
     from edgevision.models.weights import load_weights
 
-    given = {"num_classes": num_classes, "in_channels": in_channels, "input_size": max(input_size)}
+    largest = None if input_size is None else max(input_size)
+    given = {"num_classes": num_classes, "in_channels": in_channels, "input_size": largest}
     # the arguments of this call win over those in the dictionary
     arguments |= {key: value for key, value in given.items() if value is not None}
     model = create_model(name, **arguments)
-    channels = architecture_shape(model)[0]
+    channels, *square = architecture_shape(model)
+    height, width = input_size or square
     load_weights(model, weights)
-    graph = export_module(model, input_shape=(channels, *input_size), name=name)
-    preset = "digits" if channels == 1 else "cifar10" if max(input_size) == 32 else "imagenet"
-    preprocess = PRESETS[preset].with_size(*input_size) if channels in (1, 3) else None
+    graph = export_module(model, input_shape=(channels, height, width), name=name)
     description = f"{name} with weights {Path(weights).name}"
+    if postprocess_of(graph) is not None:
+        return _described(graph, name, description)
+    preset = "digits" if channels == 1 else "cifar10" if max(height, width) == 32 else "imagenet"
+    preprocess = PRESETS[preset].with_size(height, width) if channels in (1, 3) else None
     return Source(graph, name, preprocess, (), "classification", description)
 
 
@@ -415,6 +453,8 @@ def _open_checkpoint(checkpoint: Checkpoint, name: str, description: str, input_
     preprocess = checkpoint.preprocess if input_size is None else checkpoint.preprocess.with_size(*input_size)
     shape = (preprocess.channels, *preprocess.size)
     graph = export_module(checkpoint.build(), input_shape=shape, name=checkpoint.architecture)
+    if checkpoint.postprocess is not None:  # its thresholds may be others than a fresh network's
+        graph = _with_postprocess(graph, checkpoint.postprocess)
     return Source(graph, name, preprocess, checkpoint.classes, checkpoint.task, description)
 
 
@@ -423,7 +463,11 @@ def _described(graph: Graph, name: str, description: str) -> Source:
 
 
 def task_of(graph: Graph) -> str:
-    """``classification`` for one output ``[batch, K]`` or ``[batch, K, 1, 1]``, else ``tensors``."""
+    """``detection`` for one of our detectors, ``classification`` for one output ``[batch, K]`` or
+    ``[batch, K, 1, 1]``, else ``tensors``.
+    """
+    if postprocess_of(graph) is not None:
+        return "detection"
     if len(graph.output_names) != 1:
         return "tensors"
     shape = graph.shapes.get(graph.output_names[0], ())

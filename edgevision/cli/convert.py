@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", default="bundles", metavar="DIR", help="folder of the bundles (default bundles)")
     parser.add_argument("--name", help="name of the bundles (default: the source's)")
     parser.add_argument("--classes", metavar="FILE", help="class names, one a line")
+    parser.add_argument("--decoder", metavar="NAME[:KEY=VALUE,…]", help="for a detector: how its outputs become boxes: "
+                        "yolov8, yolox, fastestdet, ultraface, nanodet, …, or package.module:function of yours, which "
+                        "load() is given; keys: confidence, iou, and the decoder's own")  # fmt: skip
     parser.add_argument("--ranges", default="mse", metavar="M", help="range method: mse, minmax, percentile, entropy, "
                         "moving_average; auto: for each tensor the one measured best (default mse)")  # fmt: skip
     parser.add_argument("--max-drop", type=float, metavar="POINTS", help="leave as many layers in float as it takes to "
@@ -68,6 +71,7 @@ def run(options: argparse.Namespace) -> int:
             max_drop=options.max_drop,
             time_budget_s=options.time_budget,
             compress=options.compress,
+            decoder=options.decoder,
         ),
     )
     warnings = _warnings(bundles)

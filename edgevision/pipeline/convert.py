@@ -14,6 +14,7 @@ from edgevision.bundle import GOLDEN, PLAN, SUFFIX, Bundle, Manifest, golden_byt
 from edgevision.data import open_dataset
 from edgevision.data.base import Dataset, evenly_spaced
 from edgevision.dependencies import require
+from edgevision.detection.postprocess import Postprocess, parse_postprocess
 from edgevision.errors import BundleError, CalibrationError, EdgeVisionError, OutputError, UsageError
 from edgevision.files import ensure_writable, sha256_bytes
 from edgevision.pipeline.compress import (
@@ -25,7 +26,15 @@ from edgevision.pipeline.compress import (
     shared_bits,
     shared_net,
 )
-from edgevision.pipeline.golden import COUNT, float_thresholds, golden_pixels, quantized_thresholds, run_graph
+from edgevision.pipeline.detector import as_detector, detector_classes
+from edgevision.pipeline.golden import (
+    COUNT,
+    box_thresholds,
+    float_thresholds,
+    golden_pixels,
+    quantized_thresholds,
+    run_graph,
+)
 from edgevision.pipeline.planner import Planner
 from edgevision.pipeline.preprocessing import fit_preprocess
 from edgevision.pipeline.quantize import open_trained, trained_source
@@ -73,6 +82,8 @@ class ConvertOptions:
         method: for ``int8``: ``default``, or ``long`` to learn the rounding of weights block by block (minutes).
         compress: store bundles packed: ``lossless``, or with weights that share values, each told by so many bits
             (1..8); None stores engine files as they are.
+        decoder: for other people's detectors, how outputs become boxes: a `Postprocess`, or ``NAME[:key=value,…]``,
+            see `edgevision.detection.postprocess.parse_postprocess`. Ours bring their own.
     """
 
     calibration_images: int = CALIBRATION_IMAGES
@@ -84,9 +95,12 @@ class ConvertOptions:
     time_budget_s: float | None = None
     method: str = "default"
     compress: str | int | None = None
+    decoder: str | Postprocess | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "compress", parse_compress(self.compress))
+        if self.decoder is not None and not isinstance(self.decoder, Postprocess):
+            object.__setattr__(self, "decoder", parse_postprocess(self.decoder))
         if self.calibration_images < 1:
             raise UsageError(f"calibration images must be 1 or more; got {self.calibration_images}")
         if self.timeout_s <= 0:
@@ -217,17 +231,22 @@ def open_job(
                 **({} if not classes else {"num_classes": len(classes)} if weights else {}),
             )
         )
-    return Job(
+    assert not isinstance(options.decoder, str)
+    opened, postprocess = as_detector(opened, options.decoder)
+    job = Job(
         opened,
         name or opened.name,
         fit_preprocess(preprocess, opened.preprocess, opened.graph),
         dataset,
-        _classes(opened, classes, dataset),
+        () if postprocess is not None else _classes(opened, classes, dataset),
         Path(out),
         options,
         open_validation(val_data, options.max_drop),
         trained,
     )
+    if postprocess is not None:
+        job.detect(postprocess, classes)
+    return job
 
 
 class Job(Planner):
@@ -252,7 +271,25 @@ class Job(Planner):
         self.classes = classes
         self.out = out
         self.pixels = golden_pixels(samples, preprocess, GOLDEN_PICTURES if options.compress else COUNT)
+        self.dataset = dataset
+        self.postprocess: Postprocess | None = None
         self._golden_outputs: dict[str, Any] | None = None
+
+    def detect(self, postprocess: Postprocess, classes: Sequence[str] | None) -> None:
+        """Make bundles of a detector.
+
+        Raises:
+            UsageError: its outputs cannot be decoded so, or ``classes`` are not as many as it has.
+        """
+        self.classes = detector_classes(
+            postprocess,
+            self._outputs(),
+            self.preprocess.size,
+            given=classes,
+            known=self.source.classes,
+            dataset=self.dataset,
+        )
+        self.postprocess = postprocess
 
     def bundle(self, target: str, precision: str) -> Bundle:
         """The bundle of one target and precision, reused where it is finished already."""
@@ -298,6 +335,8 @@ class Job(Planner):
             groups["reference"] = run_graph(graph.to_bytes(), feed, exact=False)
             kept = quantized_thresholds(self._outputs(), groups["reference"])
             thresholds = {"fp32": kept["fp32"], "reference": float_thresholds(precision)}
+        if self.postprocess is not None:
+            thresholds = box_thresholds(thresholds, self.postprocess, self.preprocess, groups, precision)
         files[GOLDEN] = golden_bytes(groups, compress=self.options.compress is None)
         manifest = Manifest(
             name=self.name,
@@ -321,6 +360,7 @@ class Job(Planner):
                 "versions": {**_versions(target), **made.versions},
                 **compression_provenance(net, self.options.compress),
             },
+            postprocess=self.postprocess,
         )
         return Bundle(manifest, files)
 
@@ -392,6 +432,7 @@ class Job(Planner):
             sha256_bytes(self.pixels.tobytes()),
             _versions(target),
             *([] if self.options.compress is None else [self.options.compress]),
+            *([] if self.postprocess is None else [self.postprocess.to_dict()]),
         )
 
 

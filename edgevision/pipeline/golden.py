@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from edgevision.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from edgevision.bundle import Thresholds
+    from edgevision.detection.postprocess import Postprocess
 
 COUNT = 8
 # what a quantized net must at least keep, whatever its plan promises: below, answers are noise
@@ -77,3 +80,49 @@ def quantized_thresholds(
     least = max(0.0, 1.0 - 2.0 * (1.0 - similarity) - 1e-3)
     thresholds = Thresholds(cosine=least, sqnr_db=floor)
     return {"fp32": thresholds, "reference": thresholds}
+
+
+def box_thresholds(
+    thresholds: Mapping[str, Thresholds],
+    postprocess: Postprocess,
+    preprocess: Preprocess,
+    groups: Mapping[str, Mapping[str, npt.NDArray[Any]]],
+    precision: str,
+) -> dict[str, Thresholds]:
+    """The same with what a detector's boxes must keep: of FP32's, what the bundle's own reference keeps, less a margin.
+
+    Args:
+        thresholds: what the outputs must keep, under ``fp32`` and ``reference``.
+        postprocess: how outputs become boxes.
+        preprocess: of the bundle.
+        groups: golden ``outputs``, and ``reference`` where there is one.
+        precision: of the bundle.
+    """
+    from edgevision.detection.compare import (
+        boxes_of,
+        compare_detections,
+        confidence_of,
+        float_limits,
+        quantized_limits,
+    )
+
+    expected = boxes_of(postprocess, preprocess, groups["outputs"])
+    if expected is None:
+        return dict(thresholds)
+    reference = groups.get("reference")
+    found = boxes_of(postprocess, preprocess, reference) if reference else expected
+    assert found is not None
+    kept = compare_detections(expected, found, confidence=confidence_of(postprocess))
+    changed = quantized_limits(kept)
+    alike = float_limits(precision, kept.expected + kept.actual)
+    limits = {
+        "fp32": changed if reference else alike,
+        # shared weights in float: the engine computes just what the reference does
+        "reference": changed if precision == "int8" else alike,
+    }
+    return {
+        key: value
+        if (limit := limits.get(key)) is None
+        else replace(value, matched=limit.matched, mean_iou=limit.mean_iou)
+        for key, value in thresholds.items()
+    }

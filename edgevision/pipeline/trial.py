@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _ROUNDS = 3
 _SECONDS = 0.3
 _MIN_RUNS = 10
+# measures that need what the pictures show, and no reference
+_ACCURACIES = ("top-1", "mAP")
 
 # layers in float → bundle of that plan for an engine
 Build = Callable[[str, frozenset[str]], Bundle]
@@ -33,8 +35,9 @@ BuildFloat = Callable[[str], Bundle]
 class EngineTrials:
     """Builds, evaluates and times plans on one engine; what `edgevision.pipeline.search.search` measures with.
 
-    The loss is in points (0..100): of top-1 where the validation data have labels, of agreement with FP32 where a
-    classifier's have none, of cosine similarity with FP32 for other networks. Where the target does not run on this
+    The loss is in points (0..100): of top-1 where the validation data have labels, of mAP where a detector's have
+    boxes, of agreement with FP32 where a classifier's or detector's have none, of cosine similarity with FP32 for other
+    networks. Where the target does not run on this
     machine (TensorRT without a GPU), ONNX Runtime runs the target's plan in its place and nothing is timed.
 
     Args:
@@ -70,7 +73,7 @@ class EngineTrials:
 
     @property
     def measure(self) -> str:
-        """What the loss is a loss of: ``top-1``, ``agreement`` or ``cosine``."""
+        """What the loss is a loss of: ``top-1``, ``mAP``, ``agreement`` or ``cosine``."""
         return str(self.state["measure"])
 
     @property
@@ -122,9 +125,9 @@ class EngineTrials:
 
     def _loss(self, nodes: frozenset[str]) -> float:
         found = self._evaluate(self._bundle(nodes))
-        if self.measure == "top-1":
-            assert found.top1 is not None
-            return 100.0 * (float(self.state["baseline"]) - found.top1)
+        if self.measure in _ACCURACIES:
+            assert found.accuracy is not None
+            return 100.0 * (float(self.state["baseline"]) - found.accuracy)
         value = found.agreement if self.measure == "agreement" else found.cosine
         assert value is not None
         return 100.0 * (1.0 - value)
@@ -134,7 +137,7 @@ class EngineTrials:
         from edgevision_benchmarks.accuracy import evaluate
 
         with load(bundle, threads=0) as session:
-            if alone or self.state.get("measure") == "top-1":
+            if alone or self.state.get("measure") in _ACCURACIES:
                 return evaluate(session, self._data, batch_size=1)
             with load(self._float_bundle(), threads=0) as reference:
                 return evaluate(session, self._data, reference=reference, batch_size=1)
@@ -158,16 +161,17 @@ class EngineTrials:
 
     def _baseline(self) -> None:
         bundle = self._float_bundle()
-        labelled = self._data.labels is not None and bundle.manifest.task == "classification"
-        if labelled:
+        task = bundle.manifest.task
+        labelled = self._data.labels is not None and task == "classification"
+        if labelled or (task == "detection" and len(self._data) and self._data[0].boxes is not None):
             found = self._evaluate(bundle, alone=True)
-            self.state["baseline"] = found.top1
-            self.state["measure"] = "top-1" if found.top1 is not None else "agreement"
+            self.state["baseline"] = found.accuracy
+            self.state["measure"] = found.metric or "agreement"
         else:
             from edgevision.runtime.session import load
 
             with load(bundle):  # to learn whether the engine runs here
-                self.state["measure"] = "agreement" if bundle.manifest.task == "classification" else "cosine"
+                self.state["measure"] = "cosine" if task == "tensors" else "agreement"
         self.state["pictures"] = len(self._data)
 
     def _float_bundle(self) -> Bundle:

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from edgevision.detection import Detections
+from edgevision.detection.nms import non_maximum_suppression
 from edgevision.errors import MissingDependencyError
 from other_networks import fastestdet, mobilefacenet, ultraface
-from other_networks.boxes import Detections, agreement, iou, matched, suppress
+from other_networks.boxes import agreement, matched
 from other_networks.case import Figure
 from other_networks.engines import least_sqnr
 
@@ -38,49 +40,6 @@ def detections(draw: st.DrawFn) -> Detections:
     return Detections(boxes.astype(float), scores, draw(arrays(np.int64, count, elements=st.integers(0, 1))))
 
 
-def test_iou_by_hand() -> None:
-    first = np.asarray([[0, 0, 2, 2], [0, 0, 0, 0]], float)
-    second = np.asarray([[0, 0, 2, 2], [1, 0, 3, 2], [2, 0, 4, 2], [0, 0, 0, 0]], float)
-    # halves that share 2 of 6 units; neighbours that share an edge; a box without area
-    assert iou(first, second) == pytest.approx(np.asarray([[1, 1 / 3, 0, 0], [0, 0, 0, 0]]))
-
-
-@MANY
-@given(detections(), detections())
-def test_iou_is_symmetric_and_a_share(first: Detections, second: Detections) -> None:
-    overlap = iou(first.boxes, second.boxes)
-    assert overlap.shape == (len(first), len(second))
-    assert ((overlap >= 0) & (overlap <= 1)).all()
-    assert np.array_equal(overlap, iou(second.boxes, first.boxes).T)
-
-
-def test_suppression_keeps_the_best_of_a_class_and_other_classes() -> None:
-    boxes = [[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 9], [20, 20, 30, 30]]
-    kept = suppress(found(boxes, [0.5, 0.9, 0.4, 0.3], [0, 0, 1, 0]), 0.45)
-    assert kept.scores.tolist() == [0.9, 0.4, 0.3]
-    assert kept.labels.tolist() == [0, 1, 0]
-    assert kept.boxes.tolist() == [boxes[1], boxes[2], boxes[3]]
-
-
-def test_a_suppressed_box_suppresses_nobody() -> None:
-    # each overlaps the next by 2/3, the first and the last by less than half
-    chain = found([[0, 0, 10, 10], [2, 0, 12, 10], [4, 0, 14, 10]], [0.9, 0.8, 0.7])
-    assert suppress(chain, 0.5).scores.tolist() == [0.9, 0.7]
-
-
-@MANY
-@given(detections(), st.sampled_from([0.2, 0.45, 0.7]))
-def test_suppression_leaves_no_rivals_and_drops_nobody_without_one(given_: Detections, threshold: float) -> None:
-    kept = suppress(given_, threshold)
-    assert (np.diff(kept.scores) <= 0).all()
-    rivals = (iou(kept.boxes, kept.boxes) > threshold) & (kept.labels[:, None] == kept.labels[None, :])
-    assert not np.triu(rivals, 1).any()
-    covered = (iou(given_.boxes, kept.boxes) > threshold) & (given_.labels[:, None] == kept.labels[None, :])
-    covered &= given_.scores[:, None] <= kept.scores[None, :]
-    same = (given_.boxes[:, None] == kept.boxes[None]).all(axis=2) & (given_.labels[:, None] == kept.labels[None, :])
-    assert (covered | same).any(axis=1).all()
-
-
 def test_matching_gives_everyone_one_partner_of_the_same_class() -> None:
     one = found([[0, 0, 10, 10], [0, 0, 10, 10]], [0.9, 0.8])
     assert matched(one, found([[0, 0, 10, 10]], [0.9])) == 1
@@ -92,7 +51,9 @@ def test_matching_gives_everyone_one_partner_of_the_same_class() -> None:
 @given(detections())
 def test_a_detector_agrees_with_itself(given_: Detections) -> None:
     real = (given_.boxes[:, 2:] > given_.boxes[:, :2]).all(axis=1)
-    own = suppress(Detections(given_.boxes[real], given_.scores[real], given_.labels[real]), 0.45)
+    boxes, scores, labels = given_.boxes[real], given_.scores[real], given_.labels[real]
+    kept = non_maximum_suppression(boxes, scores, labels, iou=0.45)
+    own = Detections(boxes[kept], scores[kept], labels[kept])
     assert agreement([own], [own]) == 1.0
     assert agreement([own, found([], [])], [found([], []), found([], [])]) == (0.0 if len(own) else 1.0)
 
@@ -106,22 +67,13 @@ def cell_output(row: int, column: int, objectness: float, label: int, probabilit
     return output
 
 
-def test_fastestdet_decodes_a_cell() -> None:
-    decoded = fastestdet.decode(cell_output(4, 7, 0.8, 17, 0.5), 440, 220)
-    assert decoded.labels.tolist() == [17]
-    assert decoded.scores == pytest.approx([0.8**0.6 * 0.5**0.4])
-    # cells are 20 by 10 pixels: centre (7.5 · 20, 3.75 · 10), size (110, 55); float32 arithmetic
-    assert decoded.boxes == pytest.approx(np.asarray([[95, 10, 205, 65]]), abs=1e-3)
-
-
-def test_fastestdet_takes_probabilities_below_zero_for_none() -> None:
-    output = cell_output(4, 7, -0.01, 17, 0.5)
-    assert len(fastestdet.decode(output)) == 0
-
-
 def test_fastestdet_detects_in_every_picture() -> None:
     maps = np.stack([cell_output(4, 7, 0.8, 17, 0.5), np.zeros((85, 22, 22), np.float32)])
-    assert [len(picture) for picture in fastestdet.detect({"maps": maps}, [(440, 220), (10, 10)])] == [1, 0]
+    found = fastestdet.detect({"maps": maps}, [(440, 220), (10, 10)])
+    assert [len(picture) for picture in found] == [1, 0]
+    assert found[0].labels.tolist() == [17]
+    # cells are 20 by 10 pixels: centre (7.5 · 20, 3.75 · 10), size (110, 55); float32 arithmetic
+    assert found[0].boxes == pytest.approx(np.asarray([[95, 10, 205, 65]]), abs=1e-3)
 
 
 @pytest.fixture
@@ -207,11 +159,13 @@ def test_pairs_are_judged_at_the_threshold_of_fp32() -> None:
 
 
 def test_ultraface_decodes_faces_apart() -> None:
-    boxes = np.asarray([[0.1, 0.1, 0.3, 0.3], [0.1, 0.1, 0.3, 0.31], [0.6, 0.6, 0.9, 0.9], [0.0, 0.0, 1.0, 1.0]])
-    face = np.asarray([0.8, 0.95, 0.75, 0.6])
-    faces = ultraface.decode(np.stack([1 - face, face], axis=1), boxes)
-    assert faces.scores.tolist() == [0.95, 0.75]
-    assert faces.boxes.tolist() == boxes[[1, 2]].tolist()
+    boxes = np.float32([[[0.1, 0.1, 0.3, 0.3], [0.1, 0.1, 0.3, 0.31], [0.6, 0.6, 0.9, 0.9], [0.0, 0.0, 1.0, 1.0]]])
+    face = np.float32([[0.8, 0.95, 0.75, 0.6]])
+    outputs = {"scores": np.stack([1 - face, face], axis=2), "boxes": boxes}
+    # as large as the input: no border
+    (faces,) = ultraface.detect(outputs, [(320, 240)])
+    assert faces.scores == pytest.approx([0.95, 0.75])
+    assert faces.boxes == pytest.approx(boxes[0, [1, 2]] * np.float32([320, 240, 320, 240]))
 
 
 def test_faces_are_counted_and_compared() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
-from edgevision.models import create_model, model_names
+from edgevision.models import create_model, model_names, task_of
 from edgevision.runtime.tensorrt_build import BuildOptions, build_plan, make_log
 from edgevision_calibration.equalization import equalize
 from edgevision_calibration.observe import observe
@@ -42,7 +42,7 @@ def trt():
     return importlib.import_module(RTX)
 
 
-@pytest.fixture(scope="module", params=model_names())
+@pytest.fixture(scope="module", params=[name for name in model_names() if task_of(name) == "classification"])
 def graph(request):
     module = create_model(request.param, num_classes=10, input_size=SIZE, width=WIDTH)
     return export_module(module, name=request.param)
