@@ -21,6 +21,8 @@ from edgevision.devices.environment import (
     temperature,
 )
 from edgevision.devices.gpu import Gpu
+from edgevision.devices.jetpack import JETPACKS
+from tests.devices.trees import jetson_orin
 
 
 def cpu(architecture: str, *features: str) -> CpuInfo:
@@ -96,10 +98,11 @@ def test_verdict_of_gpus(gpus: tuple[Gpu, ...], expected: bool | None, words: st
 
 def test_the_keys_of_the_doctors_report_are_stable() -> None:
     report = doctor()
-    assert set(report) == {"environment", "runtimes", "targets"}
+    assert set(report) == {"environment", "device", "jetpack", "findings", "runtimes", "targets"}
+    assert set(report["device"]) == {"name", "title", "how"}
     assert set(report["runtimes"]) == set(report["targets"]) == set(RUNTIMES)
     for runtime in report["runtimes"].values():
-        assert set(runtime) == {"installed", "version", "install"}
+        assert set(runtime) == {"installed", "version", "install", "doubts"}
     for target in report["targets"].values():
         assert set(target) == {"int8_expected_to_help", "why"}
     assert json.loads(json.dumps(report)) == report
@@ -117,8 +120,18 @@ def test_runtimes_are_found_by_what_is_on_the_path(tmp_path: Path, monkeypatch: 
     for name in RUNTIMES:
         monkeypatch.delitem(sys.modules, name, raising=False)
     found = doctor()["runtimes"]
-    assert found["ncnn"] == {"installed": True, "version": "9.8", "install": 'pip install "edgevision[ncnn]"'}
-    assert found["openvino"] == {"installed": False, "version": None, "install": 'pip install "edgevision[openvino]"'}
+    assert found["ncnn"] == {
+        "installed": True,
+        "version": "9.8",
+        "install": 'pip install "edgevision[ncnn]"',
+        "doubts": [],
+    }
+    assert found["openvino"] == {
+        "installed": False,
+        "version": None,
+        "install": 'pip install "edgevision[openvino]"',
+        "doubts": [],
+    }
 
 
 def test_on_a_jetson_tensorrt_comes_with_jetpack(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,12 +151,18 @@ def test_the_doctor_imports_no_runtime() -> None:
 
 def test_the_description_says_it_all() -> None:
     report = doctor()
-    report["runtimes"]["openvino"] = {"installed": False, "version": None, "install": "pip install it"}
+    report["runtimes"]["openvino"] = {"installed": False, "version": None, "install": "pip install it", "doubts": []}
+    report["runtimes"]["ncnn"]["doubts"] = [{"what": "it is odd", "mend": "mend it so"}]
+    report["jetpack"] = JETPACKS[3].to_dict()
     report["environment"]["temperature_c"] = {"value": {"cpu-thermal": 51.5}}
     report["environment"]["gpus"] = [{"name": "Orin", "compute_capability": [8, 7]}]
     text = describe(report)
     assert report["environment"]["cpu"]["name"] in text
     assert "openvino missing: pip install it" in text
+    assert "it is odd" in text
+    assert "to mend it: mend it so" in text
+    assert "TensorRT 10.3, CUDA 12.6" in text
+    assert report["device"]["how"] in text
     assert "cpu-thermal 51.5" in text
     assert "Orin, compute capability 8.7" in text
     for target in report["targets"].values():
@@ -205,3 +224,13 @@ def test_packages_are_those_installed() -> None:
     found = packages(("numpy", "no-such-distribution"))
     assert list(found) == ["numpy"]
     assert found["numpy"][0].isdigit()
+
+
+def test_the_doctor_knows_a_jetson_by_its_device_tree(tmp_path: Path) -> None:
+    report = doctor(jetson_orin(tmp_path))
+    assert report["device"]["name"] == "jetson-orin-nano"
+    assert report["jetpack"]["name"] == "6.1 and 6.2.x"
+    assert report["jetpack"]["tensorrt"]["value"] == "10.3"
+    text = describe(report)
+    assert "NVIDIA Jetson Orin Nano Developer Kit" in text
+    assert "JetPack       6.1 and 6.2.x: TensorRT 10.3, CUDA 12.6" in text
