@@ -26,6 +26,12 @@ EXTRA_OF: dict[str, str] = {
     "jinja2": "report",
     "psutil": "report",
     "rich": "report",
+    "matplotlib": "train",
+    "faster_coco_eval": "detection",
+    "av": "video",
+    "sqlalchemy": "history",
+    "dask": "fleet",
+    "distributed": "fleet",
 }
 
 

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare the engine with the golden tensors; 3 where a threshold is missed."""
+    """Compare the engine with the golden tensors, of a detector boxes too; 3 where a threshold is missed."""
     from edgevision.parity import verify
 
     result = verify(options.bundle, threads=options.threads)
@@ -49,6 +49,7 @@ def _print(answer: dict[str, Any]) -> None:
                          "NaN" if found["max_difference"] is None else f"{found['max_difference']:.4g}",
                          limits))  # fmt: skip
     print_table(("against", "cosine", "SQNR dB", "top-1", "max diff", "demanded"), rows)
+    _print_boxes(answer.get("detections", {}))
     if "layers" in answer:
         print_table(
             ("layer", "op", "tensor", "cosine", "SQNR dB"),
@@ -57,3 +58,27 @@ def _print(answer: dict[str, Any]) -> None:
         )  # fmt: skip
         first = answer["first_departing"]
         print("no layer departs" if first is None else f"first layer that departs: {first}")
+
+
+def _print_boxes(detections: dict[str, dict[str, Any]]) -> None:
+    """Boxes of the golden pictures, against FP32's and against those of the plan's reference."""
+    rows = []
+    for key, label in (("fp32", "boxes of FP32"), ("reference", "of the reference")):
+        if (found := detections.get(key)) is None:
+            continue
+        limits = found["limits"]
+        demanded = "" if limits is None else f"matched {limits['matched']:.3f}, IoU {limits['mean_iou']:.3f}"
+        figures = (found["matched"], found["mean_iou"], found["score_difference"])
+        rows.append((label, str(found["expected"]), str(found["actual"]),
+                     *("" if value is None else f"{value:.4f}" for value in figures), demanded))  # fmt: skip
+    if rows:
+        print_table(("boxes against", "expected", "found", "matched", "mean IoU", "score diff", "demanded"), rows)
+    lost = [found for found in detections.values() if not found["survives"]]
+    if lost:
+        print(
+            f"NO SCORE SURVIVES: the reference found {lost[0]['expected']} boxes and its best score is "
+            f"{lost[0]['best_expected']:.3f}; the engine's best is {lost[0]['best_actual']:.3f}. Convert again with "
+            "pictures that hold objects (--data), or with --max-drop and annotated pictures (--val-data)"
+        )
+    elif any(found["matched"] is None for found in detections.values()):
+        print("no golden picture holds a box above the confidence, so boxes say nothing; convert with such pictures")
