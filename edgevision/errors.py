@@ -14,6 +14,7 @@
     ├── ConversionError              a native converter failed, crashed or ran out of time
     ├── BundleError                  a bundle is damaged, tampered with or of another version
     ├── EngineError                  an engine refused to load or to run
+    ├── DeviceError                  a device cannot be reached, lacks something, or dropped out
     ├── OutputError                  results cannot be written (read-only, full disk)
     └── CheckFailedError             exit code 3: a check did not hold (parity, regression)
 
@@ -74,6 +75,10 @@ class BundleError(EdgeVisionError):
 
 class EngineError(EdgeVisionError):
     """An engine refused to load a model or to run it."""
+
+
+class DeviceError(EdgeVisionError):
+    """A device named by ``--device`` cannot be reached, lacks what a job needs, or dropped out of it."""
 
 
 class OutputError(EdgeVisionError, OSError):

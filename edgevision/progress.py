@@ -17,6 +17,11 @@ def set_enabled(enabled: bool) -> None:
     _enabled = enabled
 
 
+def enabled() -> bool:
+    """Whether progress is to be shown at all."""
+    return _enabled
+
+
 class Progress:
     """A bar over ``total`` steps that shows the latest ``status`` beside it; a context manager.
 
@@ -33,7 +38,7 @@ class Progress:
     def __enter__(self) -> Progress:
         if not _enabled:
             return self
-        if sys.stderr.isatty() and (bar := _rich_bar()) is not None:
+        if sys.stderr.isatty() and (bar := rich_bar()) is not None:
             self._bar = bar
             self._bar.start()
             self._task = self._bar.add_task(self.description, total=self.total, status="")
@@ -62,7 +67,8 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
             progress.advance()
 
 
-def _rich_bar() -> Any:
+def rich_bar() -> Any:
+    """A bar of rich on standard error with a ``status`` field; None where rich is not installed."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

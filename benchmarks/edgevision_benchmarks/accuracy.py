@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgevision.bundle import Manifest
+from edgevision.bundle import Bundle, Manifest
 from edgevision.data.base import Dataset, Sample, Subset, evenly_spaced
 from edgevision.errors import DataError, UsageError
 from edgevision.progress import Progress
 from edgevision.runtime import Session, load
 from edgevision.tasks import classification_logits
 from edgevision_benchmarks.statistics import wilson
+
+if TYPE_CHECKING:
+    from edgevision.detection.detections import Detections
+    from edgevision.detection.evaluation import DetectionMetrics
 
 # what a picture counts as whose outputs are not finite: it equals no label
 NO_ANSWER = -1
@@ -34,13 +39,20 @@ class Evaluation:
         top5: share whose five best answers hold the label.
         top1_ci95: Wilson's 95% interval of ``top1``.
         top5_ci95: Wilson's 95% interval of ``top5``.
-        agreement: share of all pictures whose best answer is the reference's.
+        agreement: share of all pictures whose best answer is the reference's; of a detector, share of both sides'
+            boxes that have a partner on the other.
         agreement_ci95: Wilson's 95% interval of ``agreement``.
         cosine: cosine similarity with the reference's outputs, of the output where it is least (task ``tensors``).
         sqnr_db: signal-to-quantization-noise ratio in dB, likewise; infinite where nothing differs.
         outputs: output → ``cosine`` and ``sqnr_db``.
         not_finite: pictures for which the network gave NaN or infinity; they count as wrong.
-        predictions: int64 ``[n]``: index of each picture's best answer, -1 where not finite; empty for ``tensors``.
+        predictions: int64 ``[n]``: index of each picture's best answer, -1 where not finite; empty for other tasks.
+        detection: mAP; None for other tasks, and for pictures without boxes.
+        detections: what a detector found in each picture, as mAP is measured (see
+            `edgevision_benchmarks.detection_accuracy`).
+        confidence: score from which a detector's boxes count for ``agreement``.
+        correct: which pictures a classifier answered right, one bit each, as hexadecimal digits.
+        pictures_sha256: of the pictures' file names and labels, in their order.
     """
 
     n: int
@@ -55,9 +67,27 @@ class Evaluation:
     outputs: dict[str, dict[str, float]] = field(default_factory=dict)
     not_finite: int = 0
     predictions: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    detection: DetectionMetrics | None = None
+    detections: tuple[Detections, ...] | None = None
+    confidence: float | None = None
+    correct: str | None = None
+    pictures_sha256: str | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """The one figure by which networks of this task are compared: mAP of a detector, top-1 of a classifier."""
+        return self.top1 if self.detection is None else self.detection.map
+
+    @property
+    def metric(self) -> str | None:
+        """What `accuracy` is: ``mAP`` or ``top-1``; None without one."""
+        return None if self.accuracy is None else "top-1" if self.detection is None else "mAP"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON takes them (infinity, which JSON lacks, as None); without the predictions."""
+        if self.detections is not None:
+            judged = {"n": self.n} if self.detection is None else self.detection.to_dict()
+            return {**judged, "agreement": self.agreement, "not_finite": self.not_finite}
         return {
             "top1": self.top1,
             "top5": self.top5,
@@ -72,6 +102,8 @@ class Evaluation:
                 name: {key: _finite(value) for key, value in values.items()} for name, values in self.outputs.items()
             },
             "not_finite": self.not_finite,
+            "correct": self.correct,
+            "pictures_sha256": self.pictures_sha256,
         }
 
 
@@ -86,7 +118,8 @@ def evaluate(
     """Run a data set through a session and judge its answers.
 
     Each session sees the pictures through its own bundle's preprocess. Labels are matched with the network's
-    classes by name where both sides have names, else by index.
+    classes by name where both sides have names, else by index. A detector's boxes are made by its own decoder with the
+    thresholds of `edgevision_benchmarks.detection_accuracy.evaluation_postprocess`.
 
     Args:
         session: what to judge.
@@ -107,6 +140,10 @@ def evaluate(
     _check_comparable(session, reference)
     if session.bundle.manifest.task == "classification":
         return _classify(session, chosen, reference, batch_size)
+    if session.bundle.manifest.task == "detection":
+        from edgevision_benchmarks.detection_accuracy import evaluate_detector
+
+        return evaluate_detector(session, chosen, reference, batch_size)
     if reference is None:
         raise UsageError(
             f"the outputs of {session.bundle.manifest.name} are raw tensors, for which labels say nothing; "
@@ -125,6 +162,7 @@ def evaluate_bundle(
     limit: int | None = None,
     threads: int = 1,
     judge: bool = True,
+    images: str | Path | None = None,
 ) -> Evaluation:
     """Open a bundle, its reference and a data set, and `evaluate`.
 
@@ -136,29 +174,43 @@ def evaluate_bundle(
         batch_size: pictures in one call.
         limit: evaluate so many pictures, evenly spaced; None for all.
         threads: threads of one inference; 0 lets the engine choose.
-        judge: refuse data without labels when there is no reference either; False returns the predictions alone.
+        judge: refuse data without labels (of a detector: boxes) when there is no reference either; False returns the
+            predictions alone.
+        images: folder of the pictures of a COCO file, where they lie elsewhere than usual.
 
     Raises:
         UsageError: there is nothing to judge by.
         EdgeVisionError: whatever `edgevision.load`, opening the data set and `evaluate` raise.
     """
-    dataset = open_data(data, split)
-    if judge and reference is None and dataset.labels is None:
-        raise UsageError(
-            f"{dataset.name} has no class labels, so there is nothing to judge by; give labelled data or a reference"
-        )
+    dataset = open_data(data, split, images=images)
+    bundle = Bundle.open(path)
+    if judge and reference is None:
+        _check_judgeable(dataset, bundle.manifest.task)
     with ExitStack() as stack:
-        session = stack.enter_context(load(path, threads=threads))
+        session = stack.enter_context(load(bundle, threads=threads))
         other = None if reference is None else stack.enter_context(load(reference, threads=threads))
         return evaluate(session, dataset, reference=other, batch_size=batch_size, limit=limit)
 
 
-def open_data(data: str | Path | Dataset, split: str | None) -> Dataset:
+def open_data(data: str | Path | Dataset, split: str | None, *, images: str | Path | None = None) -> Dataset:
     """Open ``kind:path`` or a path; an open data set is returned as it is."""
     # only who evaluates needs the readers
     from edgevision.data import open_dataset
 
-    return open_dataset(data, split=split)
+    return open_dataset(data, split=split, images=images)
+
+
+def _check_judgeable(dataset: Dataset, task: str) -> None:
+    if task == "detection":
+        if not len(dataset) or dataset[0].boxes is None:
+            raise UsageError(
+                f"{dataset.name} does not say what objects its pictures hold, so there is nothing to judge a detector "
+                "by; give boxes (coco:… or voc:…) or a reference"
+            )
+    elif dataset.labels is None:
+        raise UsageError(
+            f"{dataset.name} has no class labels, so there is nothing to judge by; give labelled data or a reference"
+        )
 
 
 def agreement(
@@ -181,8 +233,10 @@ def _check_comparable(session: Session, reference: Session | None) -> None:
 
 def _classify(session: Session, dataset: Subset, reference: Session | None, batch_size: int) -> Evaluation:
     manifest = session.bundle.manifest
-    to_class = _class_indices(dataset, manifest)
+    to_class = class_indices(dataset, manifest)
     answers: list[npt.NDArray[np.int64]] = []
+    correct: list[bool] = []
+    pictures = hashlib.sha256()
     expected: list[npt.NDArray[np.int64]] = []
     labelled = top1 = top5 = 0
     for samples, outputs, other in _runs(session, dataset, reference, batch_size):
@@ -192,11 +246,13 @@ def _classify(session: Session, dataset: Subset, reference: Session | None, batc
             expected.append(best_classes(classification_logits(other))[:, 0])
         classes = int(classification_logits(outputs).shape[1])
         for row, sample in zip(best, samples, strict=True):
+            pictures.update(f"{sample.name.rpartition('/')[2]}\0{sample.label}\0".encode())
             if sample.label is None:
                 continue
             label = _label(sample, to_class, classes, manifest)
             labelled += 1
-            top1 += int(row[0] == label)
+            correct.append(bool(row[0] == label))
+            top1 += correct[-1]
             top5 += int(label in row)
     predictions = np.concatenate(answers)
     agreed = agreement(predictions, np.concatenate(expected)) if expected else (None, None)
@@ -210,6 +266,9 @@ def _classify(session: Session, dataset: Subset, reference: Session | None, batc
         agreement_ci95=agreed[1],
         not_finite=int((predictions == NO_ANSWER).sum()),
         predictions=predictions,
+        # of pictures without a label nothing can be said one by one
+        correct=np.packbits(correct).tobytes().hex() if len(correct) == len(predictions) else None,
+        pictures_sha256=pictures.hexdigest(),
     )
 
 
@@ -284,7 +343,7 @@ def _runs(
             progress.advance(len(samples))
 
 
-def _class_indices(dataset: Subset, manifest: Manifest) -> dict[int, int] | None:
+def class_indices(dataset: Subset, manifest: Manifest) -> dict[int, int] | None:
     """Data set's class index → network's; None where they are the same."""
     theirs, ours = dataset.classes, manifest.classes
     if not theirs or not ours or theirs == ours:

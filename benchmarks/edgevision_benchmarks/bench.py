@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,10 +23,13 @@ from edgevision.errors import EdgeVisionError, EngineError, UsageError
 from edgevision.files import sha256_file
 from edgevision.progress import Progress
 from edgevision_benchmarks.accuracy import agreement, evaluate_bundle, open_data
+from edgevision_benchmarks.detection_accuracy import answer_of, box_agreement, from_plain
 from edgevision_benchmarks.probes import run_worker, size_bytes
 from edgevision_benchmarks.report import Report
 from edgevision_benchmarks.result import Result
-from edgevision_benchmarks.timing import Samples, TimingOptions, combine
+from edgevision_benchmarks.rows import judged, scenario_fields, timed_fields
+from edgevision_benchmarks.scenarios import SCENARIOS
+from edgevision_benchmarks.timing import TimingOptions
 
 # pictures the end-to-end time is taken over: a few, so that one odd size does not decide
 PICTURES = 8
@@ -41,11 +44,18 @@ class BenchOptions:
         batch: pictures in one inference, for engines whose batch is free.
         rounds: every bundle is measured so many times, in turns: A B C A B C.
         seconds: measured time of each round and each of engine and end to end; warm-up not counted.
-        min_runs: least number of runs of each round.
+        min_runs: least number of runs of each round …
+        min_queries: … and of all rounds together: 64 are what the 90th percentile takes, 662 the 99th
+            (`edgevision_benchmarks.statistics.least_queries`); a slow network's limit of time comes before it.
         end_to_end: time picture file → result as well.
         limit: pictures accuracy is measured on; None for all.
         batch_size: pictures in one call while accuracy is measured.
         timeout_s: time limit of one child process, seconds.
+        scenarios: of MLPerf's, besides one query in flight: ``offline``, ``server``.
+        offline_batch: pictures in one inference of the Offline scenario.
+        latency_bound_ms: what the 99th percentile must keep in the Server scenario.
+        seed: of the arrivals in the Server scenario.
+        layers: ask the engine for the time of each layer, in a session of its own.
 
     Raises:
         UsageError: a value that no run could have.
@@ -60,8 +70,21 @@ class BenchOptions:
     limit: int | None = None
     batch_size: int = 32
     timeout_s: float = 600.0
+    min_queries: int = 64
+    scenarios: tuple[str, ...] = ()
+    offline_batch: int = 8
+    latency_bound_ms: float | None = None
+    seed: int = 0
+    layers: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "scenarios", tuple(self.scenarios))
+        if unknown := [name for name in self.scenarios if name not in SCENARIOS]:
+            raise UsageError(f"unknown scenario {unknown[0]!r}: choose from {', '.join(SCENARIOS)}")
+        if "server" in self.scenarios and not (self.latency_bound_ms and self.latency_bound_ms > 0):
+            raise UsageError("the Server scenario needs a latency bound in milliseconds: --latency-bound MS")
+        if self.offline_batch < 1 or self.min_queries < 0 or self.seed < 0:
+            raise UsageError("offline_batch must be 1 or more, min_queries and seed 0 or more")
         if not self.threads or min(self.threads) < 0:
             raise UsageError(f"threads must be 0 (the engine chooses) or more; got {list(self.threads)}")
         if self.rounds < 1 or self.batch < 1 or self.min_runs < 1 or self.seconds < 0 or self.timeout_s <= 0:
@@ -69,10 +92,11 @@ class BenchOptions:
 
     def timing(self) -> TimingOptions:
         """Limits of one round's loop: a slow network ends it after four times ``seconds``, but not before 4 s."""
+        runs = max(self.min_runs, -(-self.min_queries // self.rounds))
         return TimingOptions(
-            min_runs=self.min_runs,
+            min_runs=runs,
             min_seconds=self.seconds,
-            max_runs=max(5000, self.min_runs),
+            max_runs=max(5000, runs),
             max_seconds=max(4.0, 4 * self.seconds),
             max_warmup_seconds=max(0.5, min(2.0, self.seconds)),
         )
@@ -86,6 +110,10 @@ class _Candidate:
     bundle: Bundle
     times: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    # (threads, kind of job) → answers of the rounds, or what went wrong
+    further: dict[tuple[int, str], list[dict[str, Any]]] = field(default_factory=dict)
+    # of the engine files as they were when the bundle was opened
+    digest: str | None = None
     evaluation: dict[str, Any] | None = None
     evaluation_failure: str | None = None
     reference: str | None = None
@@ -103,6 +131,11 @@ def bench(
     **options: Any,
 ) -> Report:
     """Measure bundles side by side: latency, memory, load time, size and, with data, accuracy.
+
+    The discipline is MLPerf Inference's (V. J. Reddi et al., arXiv 1911.02549; MLCommons inference policies): one query
+    in flight (SingleStream), and on demand Offline and Server; a warm-up that is not measured, least durations and
+    numbers of queries; tails with intervals, and only where there are queries enough; accuracy and latency from the
+    same files, held by their hash; a quality target against FP32. Durations are a board's, not a submission's.
 
     Rounds go in turns over all bundles and thread counts, so that the ratio of two rows is taken from one stretch of
     time, and each is a fresh process, so that rounds are independent repetitions (T. Kalibera and R. Jones, Rigorous
@@ -144,13 +177,13 @@ def bench(
         _evaluate(candidates, settings, data, split, None if reference is None else str(reference))
     provenance = {
         "date": begun.isoformat(timespec="seconds"),
-        "command": shlex.join(command if command is not None else _command()),
+        "command": shlex.join(map(without_password, command if command is not None else _command())),
         "data": None if dataset is None else dataset.name,
         "end_to_end_input": _picture_source(dataset) if settings.end_to_end else None,
-        "options": {**vars(settings), "threads": list(settings.threads)},
+        "options": {**vars(settings), "threads": list(settings.threads), "scenarios": list(settings.scenarios)},
         "timing": settings.timing().to_dict(),
     }
-    rows = [_result(candidate, count, settings) for candidate in candidates for count in settings.threads]
+    rows = judged([_result(candidate, count, settings) for candidate in candidates for count in settings.threads])
     return Report.single(rows, machine, provenance, title=title)
 
 
@@ -169,8 +202,9 @@ def _candidate(item: str | Path | Bundle) -> _Candidate:
     if isinstance(item, Bundle):
         if item.path is None:
             raise UsageError(f"bundle {item.manifest.name} has not been saved; save it, so that a process can open it")
-        return _Candidate(str(item.path), item)
-    return _Candidate(str(item), Bundle.open(item))
+        return _Candidate(str(item.path), item, digest=item.digest)
+    bundle = Bundle.open(item)
+    return _Candidate(str(item), bundle, digest=bundle.digest)
 
 
 def _measure(candidates: list[_Candidate], settings: BenchOptions, pictures: list[str]) -> None:
@@ -181,6 +215,14 @@ def _measure(candidates: list[_Candidate], settings: BenchOptions, pictures: lis
                 progress.advance(0, f"{_label(candidate)}, round {number + 1}")
                 if count not in candidate.failures:
                     _round(candidate, count, settings, pictures)
+                progress.advance()
+    once = [*(["server"] if "server" in settings.scenarios else []), *(["layers"] if settings.layers else [])]
+    for kind in once:
+        with Progress(f"measuring {kind}", len(order)) as progress:
+            for candidate, count in order:
+                progress.advance(0, _label(candidate))
+                if count in candidate.times:
+                    _further(candidate, count, kind, settings, pictures)
                 progress.advance()
 
 
@@ -194,13 +236,46 @@ def _round(candidate: _Candidate, count: int, settings: BenchOptions, pictures: 
         "options": settings.timing().to_dict(),
     }
     try:
-        answer = run_worker(job, timeout_s=settings.timeout_s)
+        answer = _ask(candidate, job, settings)
     except EngineError as error:
         # a row is one bundle measured alike in all rounds, or none
         candidate.failures[count] = str(error)
         candidate.times.pop(count, None)
         return
     candidate.times.setdefault(count, []).append(answer)
+    if "offline" in settings.scenarios:
+        _further(candidate, count, "offline", settings, pictures)
+
+
+def _further(candidate: _Candidate, count: int, kind: str, settings: BenchOptions, pictures: list[str]) -> None:
+    """One more scenario of a row; what fails in it does not cost the row."""
+    job = {
+        "kind": kind,
+        "bundle": candidate.path,
+        "threads": count,
+        "batch": settings.offline_batch if kind == "offline" else settings.batch,
+        "pictures": pictures,
+        "options": settings.timing().to_dict(),
+        "server": {
+            "bound_ms": settings.latency_bound_ms,
+            "seed": settings.seed,
+            "min_seconds": min(30, settings.seconds),
+        },
+    }
+    try:
+        answer = _ask(candidate, job, settings)
+    except EngineError as error:
+        answer = {"error": str(error)}
+    candidate.further.setdefault((count, kind), []).append(answer)
+
+
+def _ask(candidate: _Candidate, job: dict[str, Any], settings: BenchOptions) -> dict[str, Any]:
+    """Have a job done in a process of its own, on the very engine files that the row is about."""
+    answer = run_worker(job, timeout_s=settings.timeout_s)
+    digest = answer.pop("engine_sha256", None)
+    if None not in (digest, candidate.digest) and digest != candidate.digest:
+        raise EngineError("the bundle's file was changed while it was being measured; measure it again")
+    return answer
 
 
 def _evaluate(
@@ -246,14 +321,19 @@ def _evaluate_one(
         "batch_size": settings.batch_size,
         "threads": usable_cores(),
     }
-    if candidate.bundle.manifest.task != "classification" and (itself or candidate.reference is None):
+    if candidate.bundle.manifest.task == "tensors" and (itself or candidate.reference is None):
         return  # raw outputs say nothing by themselves
     try:
-        found = _evaluation(job, data, settings.timeout_s)
+        found = _evaluation(job, data, candidate, settings)
     except EdgeVisionError as error:
         candidate.evaluation_failure = f"accuracy: {error}"
         return
     predictions = np.asarray(found.pop("predictions"), np.int64)
+    if (boxes := found.pop("detections", None)) is not None:
+        answers[candidate.path] = from_plain(boxes)
+        compared = answers[candidate.path] if itself else known
+        if compared is not None:
+            found["agreement"] = box_agreement(answers[candidate.path], compared, found["confidence"])
     if len(predictions):
         answers[candidate.path] = predictions
         compared = predictions if itself else known
@@ -262,13 +342,14 @@ def _evaluate_one(
     candidate.evaluation = found
 
 
-def _evaluation(job: dict[str, Any], data: str | Path | Dataset, timeout_s: float) -> dict[str, Any]:
+def _evaluation(
+    job: dict[str, Any], data: str | Path | Dataset, candidate: _Candidate, settings: BenchOptions
+) -> dict[str, Any]:
     if isinstance(data, (str, Path)):
-        return run_worker({"kind": "accuracy", "data": str(data), **job}, timeout_s=timeout_s)
+        return _ask(candidate, {"kind": "accuracy", "data": str(data), **job}, settings)
     # an open data set cannot be handed to another process by name
     arguments = {key: value for key, value in job.items() if key != "bundle"}
-    evaluation = evaluate_bundle(job["bundle"], data, judge=False, **arguments)
-    return {**evaluation.to_dict(), "predictions": evaluation.predictions}
+    return answer_of(evaluate_bundle(job["bundle"], data, judge=False, **arguments))
 
 
 def _reference_of(candidate: _Candidate, candidates: list[_Candidate]) -> str | None:
@@ -309,39 +390,17 @@ def _result(candidate: _Candidate, count: int, settings: BenchOptions) -> Result
         error="; ".join(failure for failure in failures if failure) or None,
     )
     if rounds := candidate.times.get(count):
-        row = replace(row, **_timed(rounds))
+        row = replace(row, **timed_fields(rounds))
     if (found := candidate.evaluation) is not None and count in candidate.times:
-        keys = ("top5", "n", "agreement", "agreement_ci95", "cosine", "sqnr_db")
-        row = replace(
-            row, **{key: found[key] for key in keys}, accuracy=found["top1"], accuracy_ci95=found["top1_ci95"]
-        )
+        keys = ["accuracy", "metric", "map50", "top5", "n", "agreement", "agreement_ci95", "cosine", "sqnr_db"]
+        keys += ["correct", "pictures_sha256"]
+        measured: dict[str, Any] = {**{key: found.get(key) for key in keys}, "accuracy_ci95": found.get("top1_ci95")}
+        # another process answered in JSON, which has no tuples
+        measured = {key: tuple(each) if isinstance(each, list) else each for key, each in measured.items()}
+        row = replace(row, **measured)
         row = replace(row, reference=candidate.reference)
-    return row
-
-
-def _timed(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    engine = combine([Samples.from_dict(answer["engine"]) for answer in rounds])
-    end_to_end = None
-    if all(answer["end_to_end"] is not None for answer in rounds):
-        end_to_end = combine([Samples.from_dict(answer["end_to_end"]) for answer in rounds]).wall.to_dict()
-    batch = rounds[0]["batch"]
-    peaks = [answer["peak_memory_bytes"] for answer in rounds if answer["peak_memory_bytes"] is not None]
-    return {
-        "batch": batch,
-        "latency_ms": engine.wall.to_dict(),
-        "median_ci95": engine.wall.median_ci95,
-        "n_runs": engine.wall.n,
-        "stable": engine.stable,
-        "round_p50_ms": engine.round_p50_ms,
-        "images_per_second": 1e3 * batch / engine.wall.p50 if engine.wall.p50 > 0 else None,
-        "cpu_ms": engine.cpu.to_dict(),
-        "end_to_end_ms": end_to_end,
-        "load_ms": statistics.median(answer["load_ms"] for answer in rounds),
-        "first_load_ms": rounds[0]["load_ms"],
-        "first_inference_ms": statistics.median(answer["first_inference_ms"] for answer in rounds),
-        "peak_memory_bytes": max(peaks, default=None),
-        "engine_version": rounds[0]["engine_version"],
-    }
+    further = {kind: answers for (threads, kind), answers in candidate.further.items() if threads == count}
+    return replace(row, **scenario_fields(further))
 
 
 def _pictures(dataset: Dataset | None, folder: Path) -> list[str]:
@@ -378,6 +437,13 @@ def _synthetic() -> Image.Image:
 def _label(candidate: _Candidate) -> str:
     manifest = candidate.bundle.manifest
     return f"{manifest.name} {manifest.target} {manifest.precision}"
+
+
+def without_password(argument: str) -> str:
+    """An argument of the command line as it may be published: passwords of a database's URL are starred out."""
+    if "://" not in argument:
+        return argument
+    return re.sub(r"(?<=password=)[^&\s]*", "***", re.sub(r"(://[^:/@\s]*):[^/\s]*@", r"\1:***@", argument))
 
 
 def _command() -> list[str]:

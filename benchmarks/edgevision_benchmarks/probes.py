@@ -22,12 +22,8 @@ def peak_memory_bytes() -> int | None:
     ``VmHWM`` before ``ru_maxrss``: the latter is inherited over fork and exec on Linux, so that a child of a big
     parent would report its parent's memory.
     """
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
+    if (peak := _status_bytes("VmHWM")) is not None:
+        return peak
     try:
         import resource
     except ImportError:  # Windows
@@ -35,6 +31,21 @@ def peak_memory_bytes() -> int | None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts bytes, the others KiB
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def steady_memory_bytes() -> int | None:
+    """Resident memory of this process now, bytes; None where the system does not say."""
+    return _status_bytes("VmRSS")
+
+
+def _status_bytes(key: str) -> int | None:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return None
 
 
 def size_bytes(path: str | Path) -> int:

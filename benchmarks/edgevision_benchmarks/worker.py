@@ -3,6 +3,10 @@
 Jobs:
 
 - ``{"kind": "time", "bundle": …, "threads": …, "batch": …, "pictures": [paths], "options": {TimingOptions}}``
+- ``{"kind": "offline", "bundle": …, "threads": …, "batch": …, "pictures": [paths], "options": {TimingOptions}}``
+- ``{"kind": "server", "bundle": …, "threads": …, "pictures": [paths], "options": {TimingOptions}, "server":
+  {ServerOptions}}``
+- ``{"kind": "layers", "bundle": …, "threads": …, "batch": …, "pictures": [paths]}``
 - ``{"kind": "accuracy", "bundle": …, "threads": …, "data": "kind:path", "split": …, "reference": …, "limit": …,
   "batch_size": …}``
 
@@ -18,17 +22,24 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgevision.bundle import Bundle
+from edgevision.devices.conditions import Conditions, energy_per_inference, flags, read_conditions
 from edgevision.errors import BundleError, EdgeVisionError, UsageError
 from edgevision.progress import set_enabled
 from edgevision.runtime import Session, TensorSpec, load
+from edgevision.tasks import interpret
 from edgevision_benchmarks.accuracy import evaluate_bundle
-from edgevision_benchmarks.probes import peak_memory_bytes
-from edgevision_benchmarks.timing import TimingOptions, measure
+from edgevision_benchmarks.detection_accuracy import answer_of
+from edgevision_benchmarks.layers import layer_times
+from edgevision_benchmarks.probes import peak_memory_bytes, steady_memory_bytes
+from edgevision_benchmarks.scenarios import ServerOptions, greatest_rate, offline
+from edgevision_benchmarks.timing import Samples, TimingOptions, measure
 
 
 def main() -> int:
@@ -58,7 +69,13 @@ def do(job: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         EdgeVisionError: the job cannot be done.
     """
-    kinds: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"time": _time, "accuracy": _accuracy}
+    kinds: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+        "time": _time,
+        "accuracy": _accuracy,
+        "offline": _offline,
+        "server": _server,
+        "layers": _layers,
+    }
     if job.get("kind") not in kinds:
         raise UsageError(f"unknown kind of job {job.get('kind')!r}: choose from {', '.join(kinds)}")
     return kinds[job["kind"]](job)
@@ -74,22 +91,94 @@ def _time(job: Mapping[str, Any]) -> dict[str, Any]:
         before = time.perf_counter_ns()
         session.infer(feed)
         first = time.perf_counter_ns() - before
+        conditions = [read_conditions()]
         engine = measure(lambda: session.infer(feed), options)
+        conditions.append(read_conditions(quick=True))
         # before end to end: the memory is the engine's, not that of decoded pictures
-        peak = peak_memory_bytes()
-        end_to_end = None
+        peak, steady = peak_memory_bytes(), steady_memory_bytes()
+        end_to_end = preprocess = postprocess = None
         if job["pictures"] and len(session.inputs) == 1:
             pictures = itertools.cycle(job["pictures"])
             end_to_end = measure(lambda: session(next(pictures)), options)
+            preprocess = measure(lambda: session.place([next(pictures)]), _brief(options))
+            postprocess = measure(_postprocessing(session, job["pictures"]), _brief(options))
+        conditions.append(read_conditions())
         return {
+            **_conditions(conditions, engine),
             "load_ms": (loaded - start) / 1e6,
             "first_inference_ms": first / 1e6,
             "peak_memory_bytes": peak,
+            "steady_memory_bytes": steady,
+            "engine_sha256": session.bundle.digest,
             "engine": engine.to_dict(),
             "end_to_end": None if end_to_end is None else end_to_end.to_dict(),
+            "preprocess": None if preprocess is None else preprocess.to_dict(),
+            "postprocess": None if postprocess is None else postprocess.to_dict(),
             "engine_version": session.engine_version,
             "batch": len(feed[session.inputs[0].name]),
         }
+
+
+def _conditions(readings: list[Conditions], engine: Samples) -> dict[str, Any]:
+    """The machine before and right after the engine's runs and at the end, and what is doubtful about it."""
+    before, during, after = readings
+    energy = energy_per_inference(before, (), during, engine.warmup_runs + len(engine.wall_ns))
+    return {
+        "conditions": {
+            name: each.to_dict() for name, each in zip(("before", "during", "after"), readings, strict=True)
+        },
+        "flags": flags(before, during, after),
+        "energy_j": energy.to_dict(),
+    }
+
+
+def _brief(options: TimingOptions) -> TimingOptions:
+    """For what comes before and after the engine: parts of the end-to-end time that need no tails of their own."""
+    return replace(
+        options,
+        min_seconds=options.min_seconds / 4,
+        max_seconds=max(0.25, options.max_seconds / 4),
+        max_warmup_seconds=options.max_warmup_seconds / 4,
+    )
+
+
+def _offline(job: Mapping[str, Any]) -> dict[str, Any]:
+    with load(job["bundle"], threads=job["threads"]) as session:
+        feed = ready_feed(session, job["batch"], job["pictures"])
+        batch = len(feed[session.inputs[0].name])
+        found = offline(lambda: session.infer(feed), batch, TimingOptions(**job["options"]))
+        return {**found, "engine_sha256": session.bundle.digest}
+
+
+def _server(job: Mapping[str, Any]) -> dict[str, Any]:
+    with load(job["bundle"], threads=job["threads"]) as session:
+        feed = ready_feed(session, 1, job["pictures"])
+        batch = len(feed[session.inputs[0].name])
+        if batch != 1:
+            raise UsageError(f"the network's batch is fixed to {batch}: the Server scenario sends one sample a query")
+        options = ServerOptions(**job["server"])
+        found = greatest_rate(lambda: session.infer(feed), options, TimingOptions(**job["options"]))
+        return {**found, "engine_sha256": session.bundle.digest}
+
+
+def _layers(job: Mapping[str, Any]) -> dict[str, Any]:
+    with load(job["bundle"], threads=job["threads"]) as session:
+        feed = ready_feed(session, job["batch"], job["pictures"])
+        bundle = session.bundle
+    return {"layers": layer_times(bundle, feed, job["threads"]), "engine_sha256": bundle.digest}
+
+
+def _postprocessing(session: Session, pictures: list[str]) -> Callable[[], object]:
+    """What makes results of the network's outputs (boxes, of a detector's), for one picture after the other."""
+    ready = []
+    for picture in pictures:
+        batch, placements = session.place([picture])
+        ready.append((session.run(batch), placements))
+    turns = itertools.cycle(ready)
+    manifest, postprocess = session.bundle.manifest, session.postprocess
+    if postprocess is None:
+        return lambda: interpret(manifest, next(turns)[0])
+    return lambda: interpret(manifest, *next(turns), postprocess)
 
 
 def _accuracy(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,7 +192,8 @@ def _accuracy(job: Mapping[str, Any]) -> dict[str, Any]:
         threads=job["threads"],
         judge=False,
     )
-    return {**evaluation.to_dict(), "predictions": evaluation.predictions.tolist()}
+    digest = Bundle.open(job["bundle"]).digest
+    return {**answer_of(evaluation), "engine_sha256": digest}
 
 
 def ready_feed(session: Session, batch: int, pictures: list[str]) -> dict[str, npt.NDArray[Any]]:

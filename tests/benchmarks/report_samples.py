@@ -73,3 +73,47 @@ def full_report() -> Report:
         environment(),
         PROVENANCE,
     )
+
+
+def everything_report() -> Report:
+    """Two devices, scenarios, tails, layers, conditions and flags: whatever else a report can hold."""
+    more: dict[str, object] = {
+        "n_runs": 700,
+        "tails_ci95": {"p90": [6.1, 6.6], "p95": [6.5, 7.1], "p99": [7.2, 9.0]},
+        "p90_bound_ms": 6.7,
+        "preprocess_ms": {"p50": 2.1, "p90": 2.3, "p95": None, "p99": None, "mean": 2.1, "min": 2.0, "std": 0.1},
+        "postprocess_ms": {"p50": 0.1, "p90": 0.1, "p95": None, "p99": None, "mean": 0.1, "min": 0.1, "std": 0.0},
+        "offline": {"samples_per_second": 231.0, "rounds": [230.0, 232.0], "batch": 8, "samples": 800, "seconds": 3.46},
+        "server": {
+            "queries_per_second": 97.0, "bound_ms": 25.0, "percentile": "p99", "latency_ms": 24.1, "queries": 970,
+            "seed": 0, "trials": [],
+        },
+        "steady_memory_bytes": 99_000_000,
+        "reference_accuracy": 0.836,
+        "quality_met": False,
+        "energy_j": 0.0123,
+        "conditions": {
+            moment: {
+                "frequency_mhz": {"value": {"cpu0": clock, "cpu1": clock, "cpu2": clock}, "unit": "MHz"},
+                "temperature_c": {"value": None, "unit": "°C", "why": "not available: no thermal zone"},
+                "throttling": {"value": {"now": [], "occurred": []}, "unit": ""},
+                "power_mode": {"value": "MAXN", "unit": ""},
+            }
+            for moment, clock in (("before", 2400), ("during", 2400), ("after", 1500))
+        },
+        "flags": ("frequency fell: from 2400 to 1500 MHz <while> it ran",),
+        "layers": (
+            {"name": "conv1<b>", "op": "Conv", "ms": 3.0},
+            {"name": "head", "op": "Gemm", "ms": 1.0},
+        ),
+    }  # fmt: skip
+    board = Report.single(
+        [
+            result("onnxruntime", "int8", 40.0, 411, **more),
+            result("ncnn", "int8", 31.0, 409, server={"error": "the network's batch is fixed to 4"}),
+            result("ncnn", "fp32", 55.0, 418, model="squeezenet"),
+        ],
+        {"board": {"value": "Raspberry Pi 5 Model B"}, "cpu": {"name": "4× Cortex-A76"}},
+        {**PROVENANCE, "date": "2026-03-02T08:00:00+00:00"},
+    )
+    return Report.merged([full_report(), board])

@@ -238,3 +238,42 @@ def test_a_report_of_a_bench_is_saved_and_read_again(make_bundle, tmp_path) -> N
     again = Report.load(tmp_path / "report")
     assert again == report
     assert again.runs[0].provenance["command"] == "edgevision bench 'my file.evb'"
+
+
+@pytest.mark.parametrize(
+    ("given", "published"),
+    [
+        ("postgresql+psycopg://me:s3cr:et@host:5432/name", "postgresql+psycopg://me:***@host:5432/name"),
+        (
+            "postgresql://host/name?user=me&password=secret&sslmode=on",
+            "postgresql://host/name?user=me&password=***&sslmode=on",
+        ),
+        ("ssh://pi@raspberry:22", "ssh://pi@raspberry:22"),
+        ("csv:photos/a:b@c.csv", "csv:photos/a:b@c.csv"),
+    ],
+)
+def test_a_published_command_holds_no_password(given: str, published: str) -> None:
+    assert bench_module.without_password(given) == published
+
+
+def test_a_report_made_with_a_databases_address_holds_no_password(make_bundle) -> None:
+    command = ["edgevision", "bench", "a.evb", "--history", "postgresql://me:secret@host/name"]
+    report = bench(
+        make_bundle("a"), rounds=1, seconds=0.0, min_queries=5, min_runs=5, end_to_end=False, command=command
+    )
+    assert "secret" not in json.dumps(report.to_dict())
+
+
+def test_a_bundle_that_changes_meanwhile_is_told(make_bundle, labelled, monkeypatch) -> None:
+    path, other = make_bundle("a"), make_bundle("b", noise=1.0)
+    original = bench_module._evaluate
+
+    def replaced(*arguments: object) -> None:
+        path.write_bytes(other.read_bytes())
+        original(*arguments)
+
+    monkeypatch.setattr(bench_module, "_evaluate", replaced)
+    row = bench(path, f"csv:{labelled}", **QUICK).results[0]
+    # latency of one file and accuracy of another are no row
+    assert row.accuracy is None
+    assert "changed while it was being measured" in (row.error or "")

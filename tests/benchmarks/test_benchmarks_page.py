@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_samples import PROVENANCE, full_report
+from report_samples import PROVENANCE, everything_report, full_report
 
 from edgevision_benchmarks.report import Report
 
@@ -182,3 +182,134 @@ def test_a_page_without_accuracy_still_sorts(open_page: OpenPage) -> None:
 def test_the_page_prints_and_works_without_a_script(open_page: OpenPage) -> None:
     page = open_page(full_report(), java_script_enabled=False)
     assert len(column(page, "Latency")) == 7
+
+
+def targets(page: Any, selector: str) -> list[str]:
+    """Rows that links lead to."""
+    links = page.locator(selector).evaluate_all("nodes => nodes.map(node => node.getAttribute('href'))")
+    return [link.removeprefix("#") for link in links]
+
+
+def shown(page: Any) -> list[str]:
+    """Rows, points and bars that can be seen, by their row."""
+    rows = page.locator("#table tbody tr:visible").evaluate_all("nodes => nodes.map(node => node.id)")
+    points = targets(page, ".scatter.wide .point:visible")
+    bars = targets(page, ".bars li:visible a")
+    # a row that failed has neither point nor bar
+    assert set(points) == set(bars) == {row for row in rows if row != "row-6"}
+    return sorted(rows)
+
+
+def corners(page: Any) -> list[list[str]]:
+    lines = page.locator(".scatter.wide polyline.front").evaluate_all(
+        "nodes => nodes.map(node => node.getAttribute('points'))"
+    )
+    return [line.split() for line in lines]
+
+
+def test_filters_choose_by_device_engine_precision_and_model(open_page: OpenPage) -> None:
+    page = open_page(everything_report())
+    assert page.locator("#filters legend").all_inner_texts() == ["Device", "Engine", "Precision", "Model"]
+    assert len(shown(page)) == 10
+    fronts = corners(page)
+    assert [len(line) for line in fronts] == [2, 3]
+    page.get_by_role("checkbox", name="Raspberry Pi 5 Model B", exact=True).uncheck()
+    assert shown(page) == [f"row-{n}" for n in range(7)]
+    assert page.locator("#shown").inner_text() == "7 of 10 configurations are shown."
+    assert corners(page) == [fronts[0], []]
+    # without OpenVINO the front runs over what it beat before
+    page.get_by_role("checkbox", name="OpenVINO", exact=True).uncheck()
+    assert shown(page) == ["row-0", "row-1", "row-4", "row-5", "row-6"]
+    assert len(corners(page)[0]) == 2
+    assert corners(page)[0] != fronts[0]
+    assert sorted(targets(page, ".scatter.wide .point.on-front:visible")) == ["row-0", "row-1"]
+    page.get_by_role("checkbox", name="FP32", exact=True).uncheck()
+    assert shown(page) == ["row-1", "row-5", "row-6"]
+    # sorting goes on working, and keeps what is hidden hidden
+    page.locator("#table thead button", has_text="Latency").click()
+    assert shown(page) == ["row-1", "row-5", "row-6"]
+    page.get_by_role("button", name="Show all").click()
+    page.wait_for_function("document.getElementById('shown').textContent.startsWith('All 10')")
+    assert len(shown(page)) == 10
+    assert corners(page) == fronts
+    page.get_by_role("checkbox", name="squeezenet", exact=True).uncheck()
+    assert "row-9" not in shown(page)
+    assert page.locator(".bars + h3:visible, h3:visible", has_text="squeezenet").count() == 0
+
+
+def test_filters_work_by_keyboard(open_page: OpenPage) -> None:
+    page = open_page(everything_report())
+    page.locator("#filters input").first.focus()
+    page.keyboard.press("Space")
+    assert len(shown(page)) < 10
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.type") == "checkbox"
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline != "none"
+
+
+def test_without_a_choice_there_are_no_filters(open_page: OpenPage) -> None:
+    page = open_page(replace(full_report(), results=full_report().results[:1]))
+    assert page.locator("#filters").count() == 0
+
+
+def test_without_a_script_all_is_shown_and_no_filter_pretends(open_page: OpenPage) -> None:
+    page = open_page(everything_report(), java_script_enabled=False)
+    assert not page.locator("#filters").is_visible()
+    assert page.locator("#table tbody tr:visible").count() == 10
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (390, "light"), (1200, "dark")])
+def test_everything_fits_and_can_be_read(open_page: OpenPage, width: int, scheme: str) -> None:
+    page = open_page(everything_report(), viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page.locator("summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    background = luminance(page.locator("#filters").evaluate("node => getComputedStyle(node).backgroundColor"))
+    for selector in ("#filters legend", "#filters label", "#shown", "#filters button"):
+        ink = luminance(page.locator(selector).first.evaluate("node => getComputedStyle(node).color"))
+        assert (max(ink, background) + 0.05) / (min(ink, background) + 0.05) >= 4.5, selector
+    # a thumb hits what is 24 pixels high (WCAG 2.2, target size)
+    assert page.locator("#filters label").first.evaluate("node => node.getBoundingClientRect().height") >= 24
+
+
+def test_scenarios_tails_flags_and_layers_are_on_the_page(open_page: OpenPage) -> None:
+    page = open_page(everything_report())
+    assert column(page, "Server")[-3:].count("–") == 2
+    assert "97.0 (p99 ≤ 25 ms)" in column(page, "Server")
+    assert "231" in column(page, "Offline")
+    assert "missed" in column(page, "Quality")
+    assert "12.3" in column(page, "Energy")
+    told = [text for text in column(page, "p99") if text != "–"]
+    assert told == ["52.0 (7.20–9.00)"]
+    assert len([text for text in column(page, "p90") if text != "–"]) == 9
+    text = page.locator("main").inner_text()
+    assert "frequency fell: from 2400 to 1500 MHz <while> it ran" in text
+    assert "Server: the network's batch is fixed to 4" in text
+    assert "2400 MHz (3 ×) → 1500 MHz (3 ×)" in text
+    assert "not available: no thermal zone" in text
+    assert page.locator("em", has_text="flagged").get_attribute("title") is not None
+    page.locator("summary").click()
+    assert "conv1<b>" in page.locator("details").inner_text()
+    assert "75.0%" in page.locator("details").inner_text()
+    # what can be hit by mouse has a name to be read aloud
+    unnamed = page.locator("svg.scatter:not([aria-label]), .point:not([aria-label]), input:not([id]):not(label input)")
+    assert unnamed.count() == 0
+
+
+def test_the_course_of_a_history_is_a_page(browser: Any, tmp_path: Path) -> None:
+    from edgevision_benchmarks.report.course import save_course
+
+    trouble: list[str] = []
+    written = save_course(everything_report(), tmp_path).resolve()
+    context = browser.new_context(viewport={"width": 390, "height": 800})
+    page = context.new_page()
+    page.on("console", lambda message: trouble.append(message.text))
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.goto(written.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    # of mobilenet_v2 and squeezenet latency and accuracy
+    assert page.locator("svg.scatter:visible").count() == 4
+    assert page.locator("svg.scatter:visible .point").count() == 18
+    assert page.locator("table tbody tr").count() == 9
+    context.close()
+    assert trouble == []

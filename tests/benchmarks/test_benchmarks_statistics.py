@@ -31,7 +31,8 @@ def test_summary_scales_with_the_unit(values: list[int], factor: int) -> None:
     one, many = summarize(values), summarize([value * factor for value in values])
     # float64 rounding only
     for key, value in one.to_dict().items():
-        assert many.to_dict()[key] == pytest.approx(value * factor, rel=1e-9, abs=1e-9)
+        expected = None if value is None else pytest.approx(value * factor, rel=1e-9, abs=1e-9)
+        assert many.to_dict()[key] == expected
 
 
 def test_percentiles_of_a_known_sample() -> None:

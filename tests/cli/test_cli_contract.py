@@ -198,7 +198,9 @@ def test_bench_and_report(house, tmp_path):
     for row in found["results"]:
         assert {"bundle", "target", "precision", "threads", "latency_ms", "accuracy", "size_bytes"} <= set(row)
         assert {"p50", "p90", "p99", "mean"} <= set(row["latency_ms"])
-        assert 0.0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p90"] <= row["latency_ms"]["p99"]
+        # a tail is told of runs enough for it: 64 for p90, 662 for p99
+        assert 0.0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p90"]
+        assert (row["latency_ms"]["p99"] is None) == (row["n_runs"] < 662)
         assert row["threads"] == 1
         assert row["size_bytes"] > 0
         assert 0.8 <= row["accuracy"] <= 1.0
@@ -233,7 +235,7 @@ def test_doctor():
     assert {"environment", "runtimes", "targets"} <= set(found)
     assert set(found["runtimes"]) == set(found["targets"]) == set(TARGETS)
     for target in TARGETS:
-        assert set(found["runtimes"][target]) == {"installed", "version", "install"}
+        assert set(found["runtimes"][target]) == {"installed", "version", "install", "doubts"}
         assert set(found["targets"][target]) == {"int8_expected_to_help", "why"}
         assert found["targets"][target]["int8_expected_to_help"] in (True, False, None)
         assert found["targets"][target]["why"]

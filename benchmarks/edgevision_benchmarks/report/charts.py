@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgevision_benchmarks.report.layout import differing, labels, number, percent, target_name
+from edgevision_benchmarks.report.axes import axis, log_axis
+from edgevision_benchmarks.report.layout import differing, labels, metric_of, number, percent, target_name
+from edgevision_benchmarks.report.marks import mark
 from edgevision_benchmarks.report.report import Report
 from edgevision_benchmarks.result import Result
 
@@ -127,10 +129,10 @@ def scatter(report: Report, *, width: float, height: float, font: float, cost: C
     left, right, top, bottom = font * 5.6, width - font * 1.2, font * 1.2, height - font * 3.6
     xs = [costs[index] for index, _ in rows]
     logarithmic = max(xs) / min(xs) > LOG_RATIO
-    x_low, x_high, x_values = _log_axis(xs) if logarithmic else _axis(xs, (right - left) / (font * 5))
+    x_low, x_high, x_values = log_axis(xs) if logarithmic else axis(xs, (right - left) / (font * 5))
     intervals = [_interval(row, measure) for _, row in rows]
     ys = [getattr(row, measure) for _, row in rows] + [edge for pair in intervals if pair for edge in pair]
-    y_low, y_high, y_values = _axis(ys, (bottom - top) / (font * 3), limit=1.0)
+    y_low, y_high, y_values = axis(ys, (bottom - top) / (font * 3), limit=1.0)
 
     def place_x(value: float) -> float:
         a, b, v = (math.log(x_low), math.log(x_high), math.log(value)) if logarithmic else (x_low, x_high, value)
@@ -155,11 +157,11 @@ def scatter(report: Report, *, width: float, height: float, font: float, cost: C
                 x=round(x, 1),
                 y=round(y, 1),
                 color=colors[row.target],
-                path=_shape(SHAPES.get(row.precision, "square"), x, y, font * 0.5),
+                path=mark(SHAPES.get(row.precision, "square"), x, y, font * 0.5),
                 y_low=None if interval is None else round(place_y(interval[0]), 1),
                 y_high=None if interval is None else round(place_y(interval[1]), 1),
                 on_front=index in on_front,
-                text=f"{names[index]}: {number(costs[index])} {cost.unit}, {_value(getattr(row, measure), measure)}",
+                text=f"{names[index]}: {number(costs[index])} {cost.unit}, {_value(row, measure)}",
                 label=placed.get(index),
             )
         )
@@ -183,7 +185,7 @@ def shapes(report: Report) -> list[tuple[str, str]]:
     """Precisions that have rows to draw, and the SVG path of their mark in a box of 16 × 16."""
     order = {name: index for index, name in enumerate(SHAPES)}
     present = sorted({row.precision for row in report.results if row.p50}, key=lambda name: order.get(name, len(order)))
-    return [(name.upper(), _shape(SHAPES.get(name, "square"), 8, 8, 6)) for name in present]
+    return [(name.upper(), mark(SHAPES.get(name, "square"), 8, 8, 6)) for name in present]
 
 
 def _fronts(rows: list[tuple[int, Result]], measure: str, costs: dict[int, float]) -> list[list[int]]:
@@ -202,41 +204,6 @@ def _interval(row: Result, measure: str) -> tuple[float, float] | None:
     return row.agreement_ci95 if measure == "agreement" else None
 
 
-def _axis(values: Sequence[float], count: float, limit: float | None = None) -> tuple[float, float, list[float]]:
-    low, high = min(values), max(values)
-    if high - low < 1e-9 * max(1.0, abs(high)):
-        margin = abs(high) * 0.1 or 0.1
-        low, high = low - margin, high + margin
-    step = _nice((high - low) / max(2.0, count))
-    first, last = math.floor(low / step), math.ceil(high / step)
-    if limit is not None and last * step > limit:
-        last = round(limit / step)
-    # a mark on the very edge would be cut
-    if first > 0 and (low - first * step) < 0.15 * step:
-        first -= 1
-    if (last * step - high) < 0.15 * step and (limit is None or (last + 1) * step <= limit):
-        last += 1
-    top = last * step
-    if limit is not None and top > limit - 1e-9:
-        top = limit + 0.25 * step
-    return first * step, top, [number * step for number in range(first, last + 1)]
-
-
-def _log_axis(values: Sequence[float]) -> tuple[float, float, list[float]]:
-    low, high = min(values) / 1.25, max(values) * 1.25
-    ticks = [
-        digit * 10.0**power
-        for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        for digit in (1, 2, 5)
-    ]
-    return low, high, [tick for tick in ticks if low <= tick <= high]
-
-
-def _nice(step: float) -> float:
-    power = 10.0 ** math.floor(math.log10(step))
-    return float(next(digit * power for digit in (1, 2, 5, 10) if digit * power >= step * 0.999))
-
-
 def _plain(value: float) -> str:
     return f"{value:.6g}"
 
@@ -248,21 +215,11 @@ def _axis_value(value: float, measure: str, ticks: Sequence[float]) -> str:
     return f"{100 * value:.{max(0, -math.floor(math.log10(100 * step) + 1e-9))}f}%"
 
 
-def _value(value: float, measure: str) -> str:
+def _value(row: Result, measure: str) -> str:
     if measure == "cosine":
-        return f"cosine {value:.4f}"
-    return f"{percent(value)} {'top-1' if measure == 'accuracy' else 'agreement'}"
-
-
-def _shape(shape: str, x: float, y: float, r: float) -> str:
-    if shape == "circle":
-        return f"M{x - r:.1f} {y:.1f}a{r:.1f} {r:.1f} 0 1 0 {2 * r:.1f} 0a{r:.1f} {r:.1f} 0 1 0 {-2 * r:.1f} 0Z"
-    corners = {
-        "diamond": ((0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)),
-        "triangle": ((0, -1.25), (1.15, 0.85), (-1.15, 0.85)),
-        "square": ((-0.95, -0.95), (0.95, -0.95), (0.95, 0.95), (-0.95, 0.95)),
-    }[shape]
-    return "M" + "L".join(f"{x + r * dx:.1f} {y + r * dy:.1f}" for dx, dy in corners) + "Z"
+        return f"cosine {row.cosine:.4f}"
+    value, name = (row.accuracy, metric_of(row)) if measure == "accuracy" else (row.agreement, "agreement")
+    return f"{percent(value)} {name}"
 
 
 Box = tuple[float, float, float, float]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from edgevision_benchmarks.report.report import Report
 from edgevision_benchmarks.result import Result
+from edgevision_benchmarks.statistics import TAILS
 
 TARGETS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "ncnn": "ncnn", "tensorrt": "TensorRT"}
 
@@ -78,45 +80,87 @@ def comparisons(report: Report) -> list[Comparison]:
 
 def columns(report: Report) -> list[Column]:
     """The columns that this report has anything to say in, in their order."""
-    several_runs = len(report.runs) > 1
     always = {"Model", "Engine", "Precision", "Threads", "Latency"}
-    every = [
+    every = [*_names(), *_quality_columns(report), *_sizes(report), *_times(), *_scenarios(), *_costs()]
+    if len({row.batch for row in report.results}) <= 1:
+        every = [column for column in every if column.heading != "Batch"]
+    if len(report.runs) > 1:
+        every.append(Column("Run", lambda row: str(row.run + 1), lambda row: float(row.run)))
+    return [
+        column
+        for column in every
+        if column.heading in always or any(column.key(row) is not None for row in report.results)
+    ]
+
+
+def _names() -> list[Column]:
+    return [
         Column("Model", lambda row: row.model, lambda row: row.model.lower()),
         Column("Engine", lambda row: target_name(row.target), lambda row: target_name(row.target).lower()),
         Column("Precision", precision_name, lambda row: f"{row.precision} {row.compression or ''}"),
         Column("Threads", lambda row: str(row.threads or "auto"), lambda row: float(row.threads)),
         Column("Batch", lambda row: str(row.batch), lambda row: float(row.batch)),
         Column("Latency", _latency, lambda row: row.p50, "low", "engine alone, median, ms"),
-        Column("Top-1", lambda row: percent(row.accuracy), lambda row: row.accuracy, "high"),
+    ]
+
+
+def _quality_columns(report: Report) -> list[Column]:
+    return [
+        Column(accuracy_name(report), lambda row: _accuracy(row, report), lambda row: row.accuracy, "high"),
+        Column("mAP50", lambda row: percent(row.map50), lambda row: row.map50, "high", "at IoU 0.5"),
+        Column("Top-5", lambda row: percent(row.top5), lambda row: row.top5, "high"),
+        Column("Quality", _quality, lambda row: None if row.quality_met is None else _quality(row), hint="99% of FP32"),
         Column("Agreement", lambda row: percent(row.agreement), lambda row: row.agreement, "high", "with FP32"),
         Column("Cosine", lambda row: _cosine(row.cosine), lambda row: row.cosine, "high", "with FP32"),
         Column("SQNR", lambda row: number(row.sqnr_db), lambda row: row.sqnr_db, "high", "against FP32, dB"),
-        Column("Size", lambda row: size(row.engine_bytes), lambda row: _float(row.engine_bytes), "low", "engine files"),
-        Column(
-            "Stored",
-            lambda row: size(row.stored_bytes),
-            lambda row: _float(row.stored_bytes) if compressed(report) else None,
-            "low",
-            "engine files in the bundle",
-        ),
-        Column("p90", lambda row: _time(row.latency_ms, "p90"), lambda row: _of(row.latency_ms, "p90"), "low", "ms"),
-        Column("p99", lambda row: _time(row.latency_ms, "p99"), lambda row: _of(row.latency_ms, "p99"), "low", "ms"),
-        Column(
-            "End to end",
-            lambda row: _time(row.end_to_end_ms, "p50"),
-            lambda row: _of(row.end_to_end_ms, "p50"),
-            "low",
-            "picture file to result, median, ms",
-        ),
-        Column("CPU", lambda row: _time(row.cpu_ms, "min"), lambda row: _of(row.cpu_ms, "min"), "low", "least, ms"),
+    ]
+
+
+def _sizes(report: Report) -> list[Column]:
+    stored = _bytes_column("Stored", "stored_bytes", "engine files in the bundle")
+    return [_bytes_column("Size", "engine_bytes", "engine files"), *([stored] if compressed(report) else [])]
+
+
+def _times() -> list[Column]:
+    return [
+        *(_tail_column(name) for name in TAILS),
+        _time_column("End to end", "end_to_end_ms", "p50", "picture file to result, median, ms"),
+        _time_column("Before", "preprocess_ms", "p50", "picture file to tensor, median, ms"),
+        _time_column("After", "postprocess_ms", "p50", "outputs to result, of a detector boxes, median, ms"),
+        _time_column("CPU", "cpu_ms", "min", "least, ms"),
         Column("Images/s", lambda row: number(row.images_per_second), lambda row: row.images_per_second, "high"),
-        Column("Top-5", lambda row: percent(row.top5), lambda row: row.top5, "high"),
+    ]
+
+
+def _scenarios() -> list[Column]:
+    return [
         Column(
-            "Memory",
-            lambda row: size(row.peak_memory_bytes),
-            lambda row: _float(row.peak_memory_bytes),
+            "Offline",
+            lambda row: number(_of(row.offline, "samples_per_second")),
+            lambda row: _of(row.offline, "samples_per_second"),
+            "high",
+            "throughput in batches, samples/s",
+        ),
+        Column(
+            "Server",
+            _server,
+            lambda row: _of(row.server, "queries_per_second"),
+            "high",
+            "Poisson arrivals that keep the bound, queries/s",
+        ),
+    ]
+
+
+def _costs() -> list[Column]:
+    return [
+        _bytes_column("Memory", "peak_memory_bytes", "peak of the process"),
+        _bytes_column("Steady", "steady_memory_bytes", "memory after the runs"),
+        Column(
+            "Energy",
+            lambda row: number(None if row.energy_j is None else 1e3 * row.energy_j),
+            lambda row: row.energy_j,
             "low",
-            "peak of the process",
+            "of one inference, mJ",
         ),
         Column("Load", lambda row: number(row.load_ms), lambda row: row.load_ms, "low", "ms"),
         Column(
@@ -127,15 +171,16 @@ def columns(report: Report) -> list[Column]:
             "inference, ms",
         ),
     ]
-    if len({row.batch for row in report.results}) <= 1:
-        every = [column for column in every if column.heading != "Batch"]
-    if several_runs:
-        every.append(Column("Run", lambda row: str(row.run + 1), lambda row: float(row.run)))
-    return [
-        column
-        for column in every
-        if column.heading in always or any(column.key(row) is not None for row in report.results)
-    ]
+
+
+def _bytes_column(heading: str, name: str, hint: str) -> Column:
+    return Column(heading, lambda row: size(getattr(row, name)), lambda row: _float(getattr(row, name)), "low", hint)
+
+
+def _time_column(heading: str, name: str, key: str, hint: str) -> Column:
+    return Column(
+        heading, lambda row: _time(getattr(row, name), key), lambda row: _of(getattr(row, name), key), "low", hint
+    )
 
 
 def by_latency(report: Report) -> list[tuple[int, Result]]:
@@ -164,6 +209,24 @@ def differing(report: Report) -> dict[str, bool]:
     names = ("model", "target", "threads", "run")
     found = {name: len({getattr(row, name) for row in report.results}) > 1 for name in names}
     return {**found, "precision": len({precision_name(row) for row in report.results}) > 1}
+
+
+def accuracy_name(report: Report) -> str:
+    """What the rows' accuracy is: ``Top-1``, ``mAP`` where all are detectors, ``Accuracy`` where there are both."""
+    metrics = {metric_of(row) for row in report.results if row.accuracy is not None}
+    if len(metrics) > 1:
+        return "Accuracy"
+    return "mAP" if metrics == {"mAP"} else "Top-1"
+
+
+def metric_of(row: Result) -> str:
+    """What a row's accuracy is; rows of older versions do not say."""
+    return row.metric or "top-1"
+
+
+def _accuracy(row: Result, report: Report) -> str:
+    text = percent(row.accuracy)
+    return text if row.accuracy is None or accuracy_name(report) != "Accuracy" else f"{text} {metric_of(row)}"
 
 
 def compressed(report: Report) -> bool:
@@ -232,12 +295,53 @@ def _cosine(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.4f}"
 
 
-def _time(times: dict[str, float] | None, key: str) -> str:
+def _time(times: dict[str, Any] | None, key: str) -> str:
     return number(_of(times, key))
 
 
-def _of(times: dict[str, float] | None, key: str) -> float | None:
-    return None if times is None else times[key]
+def _of(values: dict[str, Any] | None, key: str) -> float | None:
+    found = None if values is None else values.get(key)
+    return None if found is None else float(found)
+
+
+def _tail_column(name: str) -> Column:
+    """A percentile with its interval; there is none where there were too few runs for it."""
+
+    def text(row: Result) -> str:
+        told = number(row.tail(name))
+        interval = (row.tails_ci95 or {}).get(name)
+        return told if interval is None else f"{told} ({number(interval[0])}–{number(interval[1])})"
+
+    return Column(name, text, lambda row: row.tail(name), "low", "ms, 95% interval")
+
+
+def _quality(row: Result) -> str:
+    if row.quality_met is None:
+        return ABSENT
+    return "met" if row.quality_met else "missed"
+
+
+def _server(row: Result) -> str:
+    if row.server is None or row.server.get("error"):
+        return ABSENT
+    found = row.server.get("queries_per_second")
+    bound = f"{row.server.get('percentile')} ≤ {row.server.get('bound_ms'):g} ms"
+    return f"none ({bound})" if found is None else f"{number(found)} ({bound})"
+
+
+def flagged(report: Report) -> list[tuple[int, Result]]:
+    """Rows that something casts doubt on, with their index."""
+    return [(index, row) for index, row in enumerate(report.results) if row.flags]
+
+
+def failed_scenarios(row: Result) -> list[str]:
+    """Why a scenario that was asked for has no figure, one line each."""
+    found = []
+    for name, values in (("Offline", row.offline), ("Server", row.server)):
+        why = None if values is None else values.get("error") or values.get("why")
+        if why:
+            found.append(f"{name}: {why}")
+    return found
 
 
 def _float(value: int | None) -> float | None:

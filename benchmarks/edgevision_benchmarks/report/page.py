@@ -11,14 +11,18 @@ from typing import Any
 
 from edgevision.dependencies import require
 from edgevision_benchmarks.report.charts import LATENCY, SIZE, Cost, Scatter, legend, scatter, shapes, target_colors
+from edgevision_benchmarks.report.facets import facets, filters
 from edgevision_benchmarks.report.layout import (
     ABSENT,
     Column,
+    accuracy_name,
     by_latency,
     columns,
     comparisons,
     compressed,
     differing,
+    failed_scenarios,
+    flagged,
     labels,
     number,
     percent,
@@ -31,7 +35,8 @@ from edgevision_benchmarks.report.layout import (
 from edgevision_benchmarks.report.report import Report, Run
 from edgevision_benchmarks.result import Result
 
-MEASURES = {"accuracy": "Top-1 accuracy", "agreement": "Agreement with FP32", "cosine": "Cosine with FP32"}
+MEASURES = {"agreement": "Agreement with FP32", "cosine": "Cosine with FP32"}
+ACCURACY = {"Top-1": "Top-1 accuracy", "mAP": "mAP, IoU 0.50 to 0.95", "Accuracy": "Top-1 accuracy or mAP"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ def html(report: Report) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
+        number=number,
         points=points,
         percent=percent,
         precision_name=precision_name,
@@ -65,24 +71,32 @@ def html(report: Report) -> str:
         target_name=target_name,
         thread_count=thread_count,
     )
-    script = _resource("report.js")
-    page: str = environment.from_string(_resource("report.html.j2")).render(
+    script = resource("report.js")
+    page: str = environment.from_string(resource("report.html.j2")).render(
         report=report,
-        style=_resource("report.css"),
+        style=resource("report.css"),
         script=script,
         # the page may run this one script and fetch nothing
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         glance=_glance(report),
         scatters=_scatters(report, LATENCY),
         size_scatters=_scatters(report, SIZE) if compressed(report) else [],
-        measures=MEASURES,
+        measures={"accuracy": ACCURACY[accuracy_name(report)], **MEASURES},
+        accuracy_name=accuracy_name(report),
+        intervals=any(row.accuracy_ci95 or row.agreement_ci95 for row in report.results),
         legend=legend(report),
         shapes=shapes(report),
         bars=_bars(report),
         comparisons=comparisons(report),
         columns=columns(report),
         rows=[(index, row, _sort_keys(row, columns(report))) for index, row in by_latency(report)],
-        facts=[_facts(run) for run in report.runs],
+        facts=[_facts(run, _readings(report, index)) for index, run in enumerate(report.runs)],
+        filters=filters(report),
+        facets=facets(report),
+        names=labels(report),
+        flagged=flagged(report),
+        scenario_failures=[(index, line) for index, row in enumerate(report.results) for line in failed_scenarios(row)],
+        layered=[(index, row) for index, row in by_latency(report) if row.layers],
         bundles=list({row.bundle: row for row in report.results}.values()),
         several=differing(report),
         unstable=sum(row.stable is False for row in report.results),
@@ -91,7 +105,8 @@ def html(report: Report) -> str:
     return page
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """A template, style sheet or script of this package."""
     return files("edgevision_benchmarks.report").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -160,15 +175,33 @@ def _bar(index: int, row: Result, label: str, color: int, longest: float) -> Bar
     text = f"{number(row.p50)} ms"
     if end_to_end is not None:
         text += f", {number(end_to_end)} ms end to end"
-    p90 = None if row.latency_ms is None else row.latency_ms["p90"]
-    return Bar(label, index, color, share(row.p50) or 0.0, share(p90), share(end_to_end), text)
+    return Bar(label, index, color, share(row.p50) or 0.0, share(row.tail("p90")), share(end_to_end), text)
 
 
 def _sort_keys(row: Result, shown: list[Column]) -> str:
     return json.dumps([column.key(row) for column in shown])
 
 
-def _facts(run: Run) -> tuple[str, list[tuple[str, str]]]:
+def _readings(report: Report, index: int) -> list[tuple[str, str]]:
+    """Readings of the machine before, during and after one run's first measured row."""
+    row = next((row for row in report.results if row.run == index and row.conditions), None)
+    if row is None or row.conditions is None:
+        return []
+    moments = [row.conditions.get(moment) or {} for moment in ("before", "during", "after")]
+    shown = {
+        "Clock before, during, after": ("frequency_mhz", " MHz"),
+        "Temperature before, during, after": ("temperature_c", " °C"),
+        "Throttling": ("throttling", ""),
+        "Power mode": ("power_mode", ""),
+    }
+    found = []
+    for name, (key, unit) in shown.items():
+        texts = list(dict.fromkeys(_reading(moment.get(key), unit) for moment in moments))
+        found.append((name, " → ".join(texts)))
+    return [*found, ("Energy", row.why_no_energy)] if row.why_no_energy else found
+
+
+def _facts(run: Run, readings: list[tuple[str, str]]) -> tuple[str, list[tuple[str, str]]]:
     machine, made = run.environment, run.provenance
     cpu = machine.get("cpu", {})
     features = cpu.get("features")
@@ -188,6 +221,7 @@ def _facts(run: Run) -> tuple[str, list[tuple[str, str]]]:
         ("Data", str(made.get("data") or "none given: accuracy was not measured")),
         ("End-to-end input", str(made.get("end_to_end_input") or "not measured")),
         ("Command", str(made.get("command") or ABSENT)),
+        *readings,
     ]
     return run.label, facts
 
@@ -197,8 +231,15 @@ def _reading(reading: dict[str, Any] | None, unit: str = "") -> str:
     if value is None:
         return str((reading or {}).get("why") or ABSENT)
     if isinstance(value, dict):
-        return ", ".join(f"{name} {number(each)}{unit}" for name, each in value.items())
-    if isinstance(value, list):
+        parts = [f"{name} {_plain(each, unit)}" for name, each in value.items()]
+        # of many cores with one clock, one figure
+        same = {_plain(each, unit) for each in value.values()}
+        return f"{same.pop()} ({len(parts)} ×)" if len(same) == 1 and len(parts) > 2 else ", ".join(parts)
+    if isinstance(value, list) and value and all(isinstance(each, (int, float)) for each in value):
         low, high = min(value), max(value)
         return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
     return f"{value}{unit}"
+
+
+def _plain(value: Any, unit: str) -> str:
+    return f"{number(value)}{unit}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)

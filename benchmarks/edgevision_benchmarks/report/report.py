@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgevision.errors import DataError, UsageError
-from edgevision.files import write_json, write_text
+from edgevision.files import write_text
 from edgevision_benchmarks.result import Result
+from edgevision_benchmarks.schema import complaint
 
-SCHEMA_VERSION = 1
+# 2: tails that there were too few runs for are null; files of version 1 are read as before
+SCHEMA_VERSION = 2
+
+# a list of numbers that json wrote a line each; strings hold no line breaks, so none of them is touched
+_NUMBERS = re.compile(r"\[\n\s*([-+\d.eE,\s]+?)\n\s*\]")
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,12 @@ class Run:
         """What to call the machine: its board's name, else its processor's."""
         board = self.environment.get("board", {}).get("value")
         return str(board or self.environment.get("cpu", {}).get("name", "unknown machine"))
+
+    @property
+    def device(self) -> str:
+        """What tells devices apart: the machine, and the address it was reached by where it was a remote one."""
+        address = self.provenance.get("device")
+        return f"{self.machine} ({address})" if address else self.machine
 
     @property
     def label(self) -> str:
@@ -123,6 +135,8 @@ class Report:
             title = str(values["title"])
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"not a results file: {type(error).__name__}: {error}") from error
+        if (wrong := complaint(values)) is not None:
+            raise DataError(f"not a results file: {wrong}")
         if any(not 0 <= row.run < len(runs) for row in rows):
             raise DataError("not a results file: a row belongs to no run")
         return cls(rows, tuple(runs), title)
@@ -162,7 +176,7 @@ class Report:
         from edgevision_benchmarks.report.text import csv_text, markdown
 
         folder = Path(folder)
-        write_json(folder / "results.json", self.to_dict())
+        write_text(folder / "results.json", _json_text(self.to_dict()))
         write_text(folder / "results.csv", csv_text(self))
         write_text(folder / "results.md", markdown(self))
         write_text(folder / "index.html", html(self))
@@ -173,6 +187,12 @@ class Report:
         from edgevision_benchmarks.report.text import terminal_table
 
         return terminal_table(self)
+
+
+def _json_text(values: dict[str, Any]) -> str:
+    """Indented JSON with each list of numbers on one line: samples would take a hundred lines a round."""
+    text = json.dumps(values, indent=2)
+    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 def _title(rows: Sequence[Result]) -> str:

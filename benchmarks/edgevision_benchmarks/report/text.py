@@ -10,9 +10,13 @@ from typing import Any
 from edgevision.dependencies import installed
 from edgevision_benchmarks.report.layout import (
     ABSENT,
+    accuracy_name,
     by_latency,
     columns,
     comparisons,
+    failed_scenarios,
+    flagged,
+    labels,
     percent,
     points,
     precision_name,
@@ -43,9 +47,18 @@ def _flat(row: Result, report: Report) -> dict[str, Any]:
     for key, value in row.to_dict().items():
         if key in {"median_ci95", "accuracy_ci95", "agreement_ci95"}:
             flat[f"{key}_low"], flat[f"{key}_high"] = value or ("", "")
-        elif key in {"latency_ms", "cpu_ms", "end_to_end_ms"}:
-            for name in ("p50", "p90", "p99", "mean", "min", "std"):
-                flat[f"{key}_{name}"] = "" if value is None else value[name]
+        elif key in {"latency_ms", "cpu_ms", "end_to_end_ms", "preprocess_ms", "postprocess_ms"}:
+            for name in ("p50", "p90", "p95", "p99", "mean", "min", "std"):
+                # a tail of too few runs is None, and files of earlier versions have no p95
+                told = None if value is None else value.get(name)
+                flat[f"{key}_{name}"] = "" if told is None else told
+        elif key in {"tails_ci95", "samples", "conditions", "layers", "correct"}:
+            continue  # results.json holds them
+        elif key in {"offline", "server"}:
+            for name in ("samples_per_second", "batch") if key == "offline" else ("queries_per_second", "bound_ms"):
+                flat[f"{key}_{name}"] = "" if value is None or value.get(name) is None else value[name]
+        elif key == "flags":
+            flat[key] = "; ".join(value)
         elif key == "round_p50_ms":
             flat[key] = " ".join(repr(median) for median in value)
         else:
@@ -75,11 +88,13 @@ def markdown(report: Report) -> str:
             ]
             for item in found
         ]
-        names = ["Model", "Engine", "Precision", "Threads", "Speed", "Top-1", "Agreement", "Size"]
+        names = ["Model", "Engine", "Precision", "Threads", "Speed", accuracy_name(report), "Agreement", "Size"]
         lines += _table(names, [False] * 4 + [True] * 4, body)
     if report.errors:
         lines += ["", "## Failures", ""]
         lines += [f"- {_escape(_failure(row))}" for row in report.errors]
+    if doubts := _doubts(report):
+        lines += ["", "## Flagged", "", *(f"- {_escape(doubt)}" for doubt in doubts)]
     lines += ["", "## Measured on", ""]
     for index, run in enumerate(report.runs):
         lines.append(f"{index + 1}. {_escape(run.label)}")
@@ -128,7 +143,7 @@ def terminal_table(report: Report) -> str:
     """The rows as text: drawn by rich where it is installed, in plain columns elsewhere."""
     shown = columns(report)
     # what a person compares first; the files hold the rest
-    left_out = {"p99", "Top-5", "First", "CPU", "SQNR"}
+    left_out = {"p95", "p99", "Top-5", "First", "CPU", "SQNR", "Before", "After", "Steady", "Images/s"}
     shown = [column for column in shown if column.heading not in left_out]
     heading = [column.heading for column in shown]
     right = [column.best is not None for column in shown]
@@ -138,8 +153,18 @@ def terminal_table(report: Report) -> str:
     unstable = [row for row in report.results if row.stable is False]
     if unstable:
         notes.append(f"{len(unstable)} of {len(report.results)} rows were not steady: the machine was busy.")
+    notes += _doubts(report)
     notes += [f"failed: {_failure(row)}" for row in report.errors]
     return "\n".join([text, *notes])
+
+
+def _doubts(report: Report) -> list[str]:
+    """What casts doubt on rows, and which scenarios gave no figure, one line a row and reason."""
+    names = labels(report)
+    found = [f"{names[index]}: {flag}" for index, row in flagged(report) for flag in row.flags]
+    return found + [
+        f"{names[index]}: {line}" for index, row in enumerate(report.results) for line in failed_scenarios(row)
+    ]
 
 
 def _failure(row: dict[str, Any]) -> str:
