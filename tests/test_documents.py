@@ -14,6 +14,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import onnx
 import pytest
 
 from edgevision import errors
@@ -23,6 +24,8 @@ from edgevision.models import MODELS
 from edgevision.preprocess import PRESETS, Preprocess
 from edgevision.runtime.backend import BACKENDS
 from edgevision_converters.target import PRECISIONS_OF
+from tests.cells import write_cells
+from tests.detection.detection_nets import bright_cells
 from tests.markdown import ROOT, Block, anchors, code_spans, documents, fenced_blocks, links, table
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,7 +63,7 @@ def test_readme_blocks_run_in_order(tmp_path):
 
 
 def prepare(folder: Path) -> None:
-    """What the text says the reader has: an ONNX file, a folder of photos, one photo more."""
+    """What the text says the reader has: ONNX files, a folder of photos, one photo more, pictures with boxes."""
     sys.path.insert(0, str(ROOT / "examples"))
     try:
         example = importlib.import_module("convert_own_onnx")
@@ -69,6 +72,8 @@ def prepare(folder: Path) -> None:
     example.write_model(folder / "my.onnx")
     example.write_photos(folder / "photos")
     shutil.copy(folder / "photos" / "003.jpg", folder / "photo.jpg")
+    write_cells(folder / "cells")
+    onnx.save(bright_cells(), str(folder / "detector.onnx"))
 
 
 def environment() -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import NoReturn
 # verb → what its help says; the verb's module is imported only when it is used
 VERBS: dict[str, str] = {
     "models": "list the model zoo",
+    "priors": "find priors (anchor sizes) for a detector from the boxes of a data set",
     "train": "train a model of the zoo; the run folder is a Checkpoint",
     "distill": "train a smaller or pruned model on a trained one's answers",
     "prune": "remove channels from a trained model and train it again, or show what removing them would do",
@@ -23,10 +24,11 @@ VERBS: dict[str, str] = {
     "convert": "convert a model to bundles for ONNX Runtime, OpenVINO, ncnn and TensorRT",
     "sensitivity": "rank the layers of a model by what quantizing them does to its outputs",
     "verify": "prove that a bundle answers as its FP32 model does",
-    "predict": "run a bundle on pictures",
+    "predict": "run a bundle on pictures, videos or a camera",
     "eval": "measure a bundle's accuracy and its agreement with a reference",
     "bench": "measure latency, memory and accuracy of bundles side by side",
     "report": "make a page of bench results",
+    "devices": "show the device registry, or estimate a bundle's latency on boards one does not have",
     "doctor": "tell what this machine has and whether INT8 will help on it",
     "run": "run a recipe: train, prune, distill, quantize, convert and report as one chain that resumes",
 }
