@@ -73,7 +73,7 @@ NETS = (
     Net("squeezenet1_1", 0.5, replace(_SHORT, epochs=40, optimizer="adamw", lr=0.001, weight_decay=0.01)),
     Net("mobilenet_v1", 0.25, replace(_SHORT, epochs=25)),
     # h-swish lets no factor through
-    Net("mobilenet_v3_small", 0.5, replace(_SHORT, epochs=25), rescaled=False),
+    Net("mobilenet_v3_small", 0.5, replace(_SHORT, epochs=10), rescaled=False),
 )
 
 

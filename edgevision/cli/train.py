@@ -17,18 +17,23 @@ _SETTINGS = ("batch_size", "lr", "optimizer", "schedule", "label_smoothing", "em
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("--model", required=True, metavar="NAME|CKPT", help="name in the zoo (edgevision models), or "
-                        "a Checkpoint folder to go on from, pruned or not")  # fmt: skip
+    named = parser.add_mutually_exclusive_group(required=True)
+    named.add_argument("model", nargs="?", metavar="NAME|CKPT", help="name in the zoo (edgevision models), or a "
+                       "Checkpoint folder to go on from, pruned or not")  # fmt: skip
+    named.add_argument("--model", dest="model_option", metavar="NAME|CKPT", help="the same")
     add_network_arguments(parser)
     add_training_arguments(parser)
     parser.add_argument("--search-epochs", type=int, metavar="N", help="repoptvgg: epochs of the search for gradient"
                         " scales, kept in RUN/search (default: a tenth of the epochs, 1 to 10); 0: none")  # fmt: skip
+    parser.add_argument("--images", metavar="DIR", help="detectors: where the pictures of a COCO file lie, if not in "
+                        "images/ or JPEGImages/ beside it")  # fmt: skip
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """What completes a name in the zoo."""
     parser.add_argument("--width", type=float, help="width multiplier (default 1)")
-    parser.add_argument("--input-size", type=image_size, metavar="SIZE", help="default: 32 for small pictures or 224")
+    parser.add_argument("--input-size", type=image_size, metavar="SIZE", help="default: 32 for small pictures or 224; "
+                        "for detectors their own, or 320 where there are few pictures")  # fmt: skip
     parser.add_argument("--in-channels", type=int, help="default: 1 for digits, else 3")
     parser.add_argument("--weights", metavar="FILE", help="begin with these weights")
 
@@ -68,9 +73,11 @@ def run(options: argparse.Namespace) -> int:
     require("torch", purpose="train")
     from edgevision.training import train
 
-    dataset = open_dataset(options.data, split="train")
+    options.model = options.model or options.model_option
+    dataset = open_dataset(options.data, split="train", images=options.images)
     model = _network(options, dataset)
-    config = training_config(options, dataset, _input_size(model))
+    settings = detection_config if _finds_boxes(model) else training_config
+    config = settings(options, dataset, _input_size(model))
     if not isinstance(model, str):
         _search(options, dataset, model, config)
     checkpoint = train(
@@ -81,6 +88,7 @@ def run(options: argparse.Namespace) -> int:
         config=config,
         preprocess=load_preprocess(options.preprocess) if options.preprocess else None,
         val_data=options.val_data,
+        images=options.images,
         resume=not options.restart,
         device=options.device,
         changes=("pretrained",) if options.weights else (),
@@ -140,14 +148,33 @@ def training_config(options: argparse.Namespace, dataset: Dataset, input_size: i
     return TrainConfig.from_dict({**asdict(recipe), **settings.get("train", settings), **given})
 
 
+def detection_config(options: argparse.Namespace, dataset: Dataset, input_size: int) -> Any:
+    """The same for a detector, whose recipe goes by the number of pictures."""
+    from dataclasses import asdict
+
+    from edgevision.pipeline.preprocessing import read_toml
+    from edgevision.training.detection.config import DetectionConfig, recipe_for_boxes
+
+    given = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
+    if not given and not options.config:
+        return None
+    settings = read_toml(options.config) if options.config else {}
+    recipe = asdict(recipe_for_boxes(len(dataset)))
+    return DetectionConfig.from_dict({**recipe, **settings.get("train", settings), **given})
+
+
 def _network(options: argparse.Namespace, dataset: Dataset) -> Any:
     """A fresh network of the zoo, or the folder of the Checkpoint to go on from."""
     from edgevision.checkpoint import is_checkpoint
     from edgevision.errors import UsageError
+    from edgevision.models import task_of
     from edgevision.pipeline.networks import network_for
+    from edgevision.training.detection.config import usual_detector_size
 
     arguments = network_arguments(options)
     if not is_checkpoint(options.model):
+        if task_of(options.model) == "detection" and "input_size" not in arguments:
+            arguments["input_size"] = usual_detector_size(options.model, len(dataset))
         # the first weights are drawn here: the seed must decide them too
         return network_for(options.model, dataset, weights=options.weights, seed=options.seed or 0, **arguments)
     if arguments or options.weights or options.search_epochs is not None:
@@ -163,3 +190,10 @@ def _input_size(model: Any) -> int:
 
     arguments = Checkpoint.open(model).arguments if isinstance(model, str) else model.architecture["arguments"]
     return int(arguments["input_size"])
+
+
+def _finds_boxes(model: Any) -> bool:
+    from edgevision.checkpoint import Checkpoint
+    from edgevision.training.run import is_detector
+
+    return Checkpoint.open(model).task == "detection" if isinstance(model, str) else is_detector(model)

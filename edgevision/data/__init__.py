@@ -53,7 +53,7 @@ DATASETS = Registry(
 )
 
 
-def open_dataset(spec: str | Path | Dataset, *, split: str | None = None) -> Dataset:
+def open_dataset(spec: str | Path | Dataset, *, split: str | None = None, images: str | Path | None = None) -> Dataset:
     """Open a data set by its name.
 
     Args:
@@ -62,9 +62,10 @@ def open_dataset(spec: str | Path | Dataset, *, split: str | None = None) -> Dat
             and nothing else: no kind, no slice. A data set is returned as it is.
         split: ``"train"``, ``"test"`` (what many layouts call ``val``; ``"val"`` and ``"validation"`` are taken too) or
             None for all there is. A data set that is not divided is returned whole for any split.
+        images: folder of the pictures of a COCO file, where it is none of those that `open_coco` looks into.
 
     Raises:
-        UsageError: an unknown kind or split, or a bad slice.
+        UsageError: an unknown kind or split, a bad slice, or ``images`` for another kind than COCO's.
         DataError: missing or damaged files; the message names the file, and the line where there is one.
         MissingDependencyError: ``digits`` without scikit-learn.
     """
@@ -78,7 +79,10 @@ def open_dataset(spec: str | Path | Dataset, *, split: str | None = None) -> Dat
     else:
         raise UsageError(f"a data set is a string, a path or a Dataset; got {type(spec).__name__}")
     kind = named.kind or recognize(Path(named.argument).expanduser())
-    dataset: Dataset = DATASETS.resolve(kind)(named.argument, split)
+    if images is not None and kind != "coco":
+        raise UsageError(f"images (--images) names the pictures' folder of a COCO file; {spec} is of kind {kind}")
+    where = {} if images is None else {"images": images}
+    dataset: Dataset = DATASETS.resolve(kind)(named.argument, split, **where)
     return dataset if named.taken is None else _take(dataset, named.taken, named.suffix)
 
 

@@ -83,6 +83,11 @@ class Subset:
         self.classes = dataset.classes
 
     @property
+    def indices(self) -> tuple[int, ...]:
+        """Which samples of ``dataset`` these are."""
+        return tuple(self._indices)
+
+    @property
     def labels(self) -> npt.NDArray[np.int64] | None:
         """Class index of every chosen sample ``[N]``, where known."""
         labels = self.dataset.labels

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgevision.data.base import Boxes, Dataset
+from edgevision.data.boxes import BoxCheck, picture_size
 from edgevision.data.datasets import DetectionDataset, joined
 from edgevision.data.layout import (
     MAX_COORDINATE,
@@ -38,7 +39,8 @@ def open_coco(argument: str, split: str | None = None, *, images: str | Path | N
 
     Returns:
         A `DetectionDataset`: categories are renumbered from 0 in the order of their ids, boxes are
-        ``[left, top, right, bottom]``. Boxes without area and crowd regions are left out and counted.
+        ``[left, top, right, bottom]``, cut to the picture where its size is given. Boxes without area or outside the
+        picture are left out and counted; crowd regions are kept apart.
 
     Raises:
         DataError: damaged JSON (names the line), an unknown id (names the annotation), a missing picture.
@@ -82,7 +84,8 @@ def _read(path: Path, folder: Path | None) -> DetectionDataset:
         raise DataError(f"{path}: lists no images")
     category_ids = _category_ids(path, categories)
     file_names = {key: _text(path, f"image {key}", record, "file_name") for key, record in images.items()}
-    objects = _Objects(path, set(images), {key: index for index, key in enumerate(category_ids)})
+    sizes = {key: picture_size(record.get("width"), record.get("height")) for key, record in images.items()}
+    objects = _Objects(path, sizes, {key: index for index, key in enumerate(category_ids)})
     for annotation in _records(path, document, "annotations"):
         objects.add(annotation)
     folder = folder or _image_folder(path, next(iter(file_names.values())))
@@ -93,8 +96,11 @@ def _read(path: Path, folder: Path | None) -> DetectionDataset:
         classes=tuple(_text(path, f"category {key}", categories[key], "name") for key in category_ids),
         category_ids=tuple(category_ids),
         image_ids=list(images),
-        skipped_boxes=objects.empty,
+        skipped_boxes=objects.check.empty,
         skipped_crowds=objects.crowds,
+        outside_boxes=objects.check.outside,
+        clipped_boxes=objects.check.clipped,
+        crowds=[objects.boxes(key, crowds=True) for key in images] if objects.crowds else (),
     )
 
 
@@ -151,32 +157,30 @@ class _Objects:
     """Boxes by picture, checked as they come in."""
 
     path: Path
-    image_ids: set[Any]
+    sizes: dict[Any, tuple[float, float] | None]
     category_index: dict[int, int]
 
     def __post_init__(self) -> None:
-        self.empty = 0
+        self.check = BoxCheck()
         self.crowds = 0
-        self._found: dict[Any, list[tuple[list[float], int]]] = {}
+        self._found: dict[tuple[Any, bool], list[tuple[list[float], int]]] = {}
 
     def add(self, annotation: dict[str, Any]) -> None:
         where = f"{self.path}: annotation {annotation.get('id')}"
         image, category, box = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
-        if not isinstance(image, Hashable) or image not in self.image_ids:
-            raise DataError(f"{where}: image_id {image!r} is none of the {len(self.image_ids)} images")
+        if not isinstance(image, Hashable) or image not in self.sizes:
+            raise DataError(f"{where}: image_id {image!r} is none of the {len(self.sizes)} images")
         if not isinstance(category, int) or category not in self.category_index:
             raise DataError(f"{where}: category_id {category!r} is none of the {len(self.category_index)} categories")
         left, top, width, height = _numbers(where, box)
-        if annotation.get("iscrowd"):
-            self.crowds += 1
-        elif width <= 0 or height <= 0:
-            self.empty += 1
-        else:
-            corners = [left, top, left + width, top + height]
-            self._found.setdefault(image, []).append((corners, self.category_index[category]))
+        corners = self.check.fit([left, top, left + width, top + height], self.sizes[image])
+        crowd = bool(annotation.get("iscrowd"))
+        self.crowds += crowd
+        if corners is not None:
+            self._found.setdefault((image, crowd), []).append((corners, self.category_index[category]))
 
-    def boxes(self, image: Any) -> Boxes:
-        found = self._found.get(image, [])
+    def boxes(self, image: Any, *, crowds: bool = False) -> Boxes:
+        found = self._found.get((image, crowds), [])
         corners = np.asarray([corner for corner, _ in found], np.float32).reshape(-1, 4)
         return Boxes(corners, np.asarray([label for _, label in found], np.int64))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgevision.data.base import Boxes, Dataset, Sample
+from edgevision.data.base import Boxes, Dataset, Sample, Subset
 from edgevision.errors import DataError
 
 Labels = npt.NDArray[np.int64]
@@ -55,6 +55,9 @@ class DetectionDataset:
         image_ids: the annotation file's own id of every picture.
         skipped_boxes: how many boxes were left out because they are empty (no width or no height).
         skipped_crowds: how many boxes were left out because they mark a crowd, not one object (COCO's ``iscrowd``).
+        outside_boxes: how many boxes were left out because they lie outside their picture.
+        clipped_boxes: how many boxes were cut to their picture, which they left by more than a pixel.
+        crowds: the crowd regions of every picture, boxes and classes; empty where the annotations know of none.
     """
 
     name: str
@@ -65,11 +68,26 @@ class DetectionDataset:
     image_ids: Sequence[int | str]
     skipped_boxes: int = 0
     skipped_crowds: int = 0
+    outside_boxes: int = 0
+    clipped_boxes: int = 0
+    crowds: Sequence[Boxes] = ()
 
     @property
     def labels(self) -> Labels | None:
         """None: a picture with objects has no class of its own."""
         return None
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong with the boxes, in a line: ``"instances.json: left out 2 boxes without area"``; or nothing."""
+        left_out = [
+            f"{count} {what}"
+            for count, what in ((self.skipped_boxes, "without area"), (self.outside_boxes, "outside their picture"))
+            if count
+        ]
+        parts = [f"left out boxes: {', '.join(left_out)}"] if left_out else []
+        parts += [f"cut {self.clipped_boxes} boxes to their picture"] if self.clipped_boxes else []
+        return f"{self.name}: {'; '.join(parts)}" if parts else ""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -154,3 +172,24 @@ class Concatenation:
 def joined(name: str, parts: Sequence[Dataset]) -> Dataset:
     """The only part, or all of them one after the other."""
     return parts[0] if len(parts) == 1 else Concatenation(name, parts)
+
+
+def complaints(dataset: Dataset) -> list[str]:
+    """What is wrong with the boxes of a data set's annotation files, a line for each file that gives cause."""
+    if isinstance(dataset, Subset):
+        return complaints(dataset.dataset)
+    if isinstance(dataset, Concatenation):
+        return [line for part in dataset.parts for line in complaints(part)]
+    return [dataset.complaint] if isinstance(dataset, DetectionDataset) and dataset.complaint else []
+
+
+def crowd_regions(dataset: Dataset) -> list[Boxes | None]:
+    """Crowd regions of every picture, in the data set's order; None where there are none."""
+    if isinstance(dataset, Subset):
+        every = crowd_regions(dataset.dataset)
+        return [every[index] for index in dataset.indices]
+    if isinstance(dataset, Concatenation):
+        return [region for part in dataset.parts for region in crowd_regions(part)]
+    if isinstance(dataset, DetectionDataset) and dataset.crowds:
+        return list(dataset.crowds)
+    return [None] * len(dataset)

@@ -12,6 +12,7 @@ from xml.parsers import expat
 import numpy as np
 
 from edgevision.data.base import Boxes, Dataset
+from edgevision.data.boxes import BoxCheck, picture_size
 from edgevision.data.datasets import DetectionDataset
 from edgevision.data.layout import (
     MAX_COORDINATE,
@@ -39,7 +40,8 @@ def open_voc(argument: str, split: str | None = None) -> Dataset:
     """Read a folder with ``JPEGImages/``, ``Annotations/`` and perhaps ``ImageSets/Main/{train,val,test}.txt``.
 
     Classes are the sorted names of all objects of all splits, so that every split numbers them alike. Coordinates
-    are the numbers of the XML. Boxes without area are left out and counted. None reads every annotation there is.
+    are the numbers of the XML, cut to the picture where its size is given. Boxes without area or outside the picture
+    are left out and counted. None reads every annotation there is.
 
     Returns:
         A `DetectionDataset`.
@@ -67,12 +69,12 @@ def open_voc(argument: str, split: str | None = None) -> Dataset:
 
 @dataclass(frozen=True)
 class _Picture:
-    """One annotation file: names and corners of its objects, empty boxes apart."""
+    """One annotation file: names and corners of its objects, bad boxes apart."""
 
     path: Path
     names: list[str]
     corners: list[list[float]]
-    empty: int
+    check: BoxCheck
 
 
 def _dataset(name: str, images: Path, pictures: list[_Picture], classes: tuple[str, ...]) -> DetectionDataset:
@@ -95,7 +97,9 @@ def _dataset(name: str, images: Path, pictures: list[_Picture], classes: tuple[s
         classes=classes,
         category_ids=tuple(range(len(classes))),
         image_ids=[picture.path.stem for picture in pictures],
-        skipped_boxes=sum(picture.empty for picture in pictures),
+        skipped_boxes=sum(picture.check.empty for picture in pictures),
+        outside_boxes=sum(picture.check.outside for picture in pictures),
+        clipped_boxes=sum(picture.check.clipped for picture in pictures),
     )
 
 
@@ -170,16 +174,23 @@ def _read_picture(path: Path) -> _Picture:
     root = reader.parse()
     if root.tag != "annotation":
         raise reader.error(root, f"expected <annotation>; got <{root.tag}>")
-    names, corners, empty = [], [], 0
+    names, corners, check = [], [], BoxCheck()
+    size = _size(root)
     for item in root.findall("object"):
         name = reader.text(item, "name")
         box = item.find("bndbox")
         if box is None:
             raise reader.error(item, "<object> has no <bndbox>")
-        left, top, right, bottom = (reader.number(box, tag) for tag in ("xmin", "ymin", "xmax", "ymax"))
-        if right <= left or bottom <= top:
-            empty += 1
-        else:
+        inside = check.fit([reader.number(box, tag) for tag in ("xmin", "ymin", "xmax", "ymax")], size)
+        if inside is not None:
             names.append(name)
-            corners.append([left, top, right, bottom])
-    return _Picture(path, names, corners, empty)
+            corners.append(inside)
+    return _Picture(path, names, corners, check)
+
+
+def _size(root: Element) -> tuple[float, float] | None:
+    """Width and height of the picture; some tools write none, or 0."""
+    try:
+        return picture_size(*(float(root.findtext(f"size/{tag}", "")) for tag in ("width", "height")))
+    except ValueError:
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional
 from edgevision.distillation.distiller import Distiller, Lesson
 from edgevision.errors import TrainingError, UsageError
 from edgevision.images import UInt8Array
+from edgevision.preprocess import Preprocess
 from edgevision.training.augment import Augment, Mix, draw_mix, neighbors
 from edgevision.training.checkpointing import (
     RunProgress,
@@ -23,7 +24,7 @@ from edgevision.training.checkpointing import (
     restore_module,
     restore_optimizer,
 )
-from edgevision.training.config import TrainConfig
+from edgevision.training.config import RunConfig, TrainConfig
 from edgevision.training.distributed import Processes
 from edgevision.training.ema import ExponentialMovingAverage
 from edgevision.training.optimizers import create_optimizer
@@ -47,8 +48,126 @@ class EpochResult:
     seconds: float
 
 
-class Trainer:
-    """A network with everything that moves it: optimizer, average, gradient scaler.
+class BaseTrainer:
+    """A network with everything that moves it, whatever its loss: optimizer, average, gradient scaler.
+
+    Args:
+        model: trained in place.
+        pictures: how many there are to train on.
+        preprocess: how they become the network's input.
+        run: settings of the run.
+        processes: those that train together.
+        dtype: what convolutions and matrix products compute in.
+        layout: order of activations in memory; where torch cannot train the network in it, it is the usual one.
+
+    Raises:
+        UsageError: the batch does not divide among the processes.
+        TrainingError: fewer pictures than processes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pictures: int,
+        preprocess: Preprocess,
+        run: RunConfig,
+        processes: Processes,
+        *,
+        dtype: torch.dtype,
+        layout: torch.memory_format,
+    ) -> None:
+        self.run = run
+        self.processes = processes
+        self.batch_size = global_batch(run.batch_size, pictures, processes.world_size)
+        self.steps_per_epoch = pictures // self.batch_size
+        device = processes.device
+        self.dtype = dtype
+        self.memory_format = torch.contiguous_format if breaks_channels_last(model, dtype, device) else layout
+        self.model = model.to(device)
+        if self.memory_format is torch.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stubs
+        self.average = ExponentialMovingAverage(self.model, run.ema_decay) if run.ema_decay else None
+        self.trained = self.extended()
+        self.optimizer = create_optimizer(self.trained, run)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
+        self.normalize = Normalizer(preprocess, device)
+        self._network: nn.Module | None = None
+
+    def extended(self) -> nn.Module:
+        """What is optimized: the model, or a module that holds it and what is trained beside it."""
+        return self.model
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that is validated and kept: the average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def capture(self, progress: RunProgress) -> TrainingState:
+        """The state after an epoch."""
+        return TrainingState(
+            progress,
+            self.model.state_dict(),
+            {} if self.average is None else self.average.module.state_dict(),
+            capture_optimizer(self.optimizer),
+            self.scaler.state_dict(),
+        )
+
+    def restore(self, state: TrainingState) -> None:
+        """Go back to a state that `capture` took.
+
+        Raises:
+            TrainingError: the state is another model's.
+        """
+        restore_module(self.model, state.model, "the saved state")
+        if self.average is not None:
+            restore_module(self.average.module, state.average, "the saved average")
+        restore_optimizer(self.optimizer, state.optimizer)
+        if state.scaler:
+            self.scaler.load_state_dict(state.scaler)
+
+    def begin(self, epoch: int) -> nn.Module:
+        """Seed an epoch (from 0) and give the network to run, in training mode."""
+        # dropout's numbers follow from the epoch, so that a resumed run draws the same ones
+        seeds = np.random.SeedSequence([self.run.seed, epoch, self.processes.rank])
+        torch.manual_seed(int(seeds.generate_state(1)[0]))
+        self.trained.train()
+        if self._network is None:  # wrapped late: DDP sends rank 0's weights at that moment
+            self._network = self.processes.wrap(self.trained)
+        return self._network
+
+    def share(self, indices: IntArray) -> IntArray:
+        """This process's columns of an epoch's plan ``[steps, batch_size]``."""
+        rank, count = self.processes.rank, self.batch_size // self.processes.world_size
+        return indices[:, rank * count : (rank + 1) * count]
+
+    def set_rate(self, epoch: int, step: int) -> float:
+        """Give the optimizer the learning rate of a step, and return it."""
+        lr = learning_rate(self.run, epoch * self.steps_per_epoch + step, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def descend(self, loss: Tensor, epoch: int, step: int) -> None:
+        """Backpropagate a loss, take the step, and take its weights into the average."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if self.run.grad_clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.trained.parameters(), self.run.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.model, epoch * self.steps_per_epoch + step)
+
+    def end(self) -> None:
+        """Bring the processes' statistics together after an epoch."""
+        self.processes.average_buffers(self.model)
+        if self.average is not None:
+            self.processes.average_buffers(self.average.module)
+
+
+class Trainer(BaseTrainer):
+    """A classifier with everything that moves it.
 
     Args:
         model: maps float32 ``[B, C, H, W]`` to logits ``[B, num_classes]``; trained in place.
@@ -73,24 +192,26 @@ class Trainer:
     ) -> None:
         self.config = config
         self.source = source
-        self.processes = processes
-        self.batch_size = global_batch(config.batch_size, len(source), processes.world_size)
-        self.steps_per_epoch = len(source) // self.batch_size
+        self.lesson = lesson
+        self.distiller: Distiller | None = None
         device = processes.device
-        self.dtype = autocast_dtype(config.precision, device)
-        self.memory_format = memory_format(config.channels_last, device)
-        self.model = model.to(device)
-        if self.memory_format is torch.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stubs
-        self.average = ExponentialMovingAverage(self.model, config.ema_decay) if config.ema_decay else None
-        self.distiller = None if lesson is None else self._distiller(lesson)
-        # what is optimized: the model, with distillation's adapters where there are any
-        self.trained = self.model if self.distiller is None else self.distiller.network
-        self.optimizer = create_optimizer(self.trained, config)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
+        super().__init__(
+            model,
+            len(source),
+            source.preprocess,
+            config,
+            processes,
+            dtype=autocast_dtype(config.precision, device),
+            layout=memory_format(config.channels_last, device),
+        )
         self.augment = Augment(config)
-        self.normalize = Normalizer(source.preprocess, device)
-        self._network: nn.Module | None = None
+
+    def extended(self) -> nn.Module:
+        """The model, with distillation's adapters where there are any."""
+        if self.lesson is None:
+            return self.model
+        self.distiller = self._distiller(self.lesson)
+        return self.distiller.network
 
     def _distiller(self, lesson: Lesson) -> Distiller:
         height, width, channels = self.source.shape
@@ -106,21 +227,10 @@ class Trainer:
             memory_format=self.memory_format,
         )
 
-    @property
-    def result(self) -> nn.Module:
-        """The network that is validated and kept: the average where there is one."""
-        return self.model if self.average is None else self.average.module
-
     def capture(self, progress: RunProgress) -> TrainingState:
-        """The state after an epoch."""
-        return TrainingState(
-            progress,
-            self.model.state_dict(),
-            {} if self.average is None else self.average.module.state_dict(),
-            capture_optimizer(self.optimizer),
-            self.scaler.state_dict(),
-            {} if self.distiller is None else self.distiller.adapters.state_dict(),
-        )
+        """The state after an epoch, distillation's adapters included."""
+        state = super().capture(progress)
+        return state if self.distiller is None else replace(state, adapters=self.distiller.adapters.state_dict())
 
     def restore(self, state: TrainingState) -> None:
         """Go back to a state that `capture` took.
@@ -128,14 +238,9 @@ class Trainer:
         Raises:
             TrainingError: the state is another model's.
         """
-        restore_module(self.model, state.model, "the saved state")
-        if self.average is not None:
-            restore_module(self.average.module, state.average, "the saved average")
+        super().restore(state)
         if self.distiller is not None:
             restore_module(self.distiller.adapters, state.adapters, "the saved state of distillation's adapters")
-        restore_optimizer(self.optimizer, state.optimizer)
-        if state.scaler:
-            self.scaler.load_state_dict(state.scaler)
 
     def train_epoch(self, epoch: int, on_step: OnStep) -> EpochResult:
         """One pass over the training pictures.
@@ -148,24 +253,14 @@ class Trainer:
             TrainingError: the loss is no number any more.
             DataError: a picture cannot be read.
         """
-        config, rank = self.config, self.processes.rank
-        # dropout's numbers follow from the epoch, so that a resumed run draws the same ones
-        torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1)[0]))
-        self.trained.train()
-        if self._network is None:  # wrapped late: DDP sends rank 0's weights at that moment
-            self._network = self.processes.wrap(self.trained)
-        share = self.batch_size // self.processes.world_size
-        plan = epoch_plan(config.seed, epoch, len(self.source), self.batch_size)[:, rank * share : (rank + 1) * share]
+        network = self.begin(epoch)
+        plan = self.share(epoch_plan(self.config.seed, epoch, len(self.source), self.batch_size))
         meter = _Meter(self, epoch, on_step)
-        lr = config.lr
+        lr = self.config.lr
         for step, (pixels, labels) in enumerate(self.source.read_ahead(lambda rows: self._read(rows, epoch), plan)):
-            lr = learning_rate(config, epoch * self.steps_per_epoch + step, self.steps_per_epoch)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            meter.add(*self._step(self._network, pixels, labels, epoch, step))
-        self.processes.average_buffers(self.model)
-        if self.average is not None:
-            self.processes.average_buffers(self.average.module)
+            lr = self.set_rate(epoch, step)
+            meter.add(*self._step(network, pixels, labels, epoch, step))
+        self.end()
         return meter.result(lr)
 
     def _read(self, indices: IntArray, epoch: int) -> tuple[UInt8Array, IntArray]:
@@ -180,15 +275,7 @@ class Trainer:
         if mix is not None:
             images = mix.images(images)
         loss, correct = self._loss(network, images, labels, mix)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        if self.config.grad_clip:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.trained.parameters(), self.config.grad_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.average is not None:
-            self.average.update(self.model, epoch * self.steps_per_epoch + step)
+        self.descend(loss, epoch, step)
         return loss.detach(), correct
 
     def _loss(self, network: nn.Module, images: Tensor, labels: Tensor, mix: Mix | None) -> tuple[Tensor, Tensor]:
@@ -232,7 +319,7 @@ class _Meter:
         world_size = self.trainer.processes.world_size
         for position, loss in enumerate(value / world_size for value in sums[:count]):
             if not math.isfinite(loss):
-                self._diverged(self.steps + position, loss)
+                raise diverged(self.trainer, self.epoch, self.steps + position, loss)
             self.loss += loss
         self.correct += sum(sums[count:])
         self.steps += count
@@ -244,21 +331,21 @@ class _Meter:
             f"{seen / (time.perf_counter() - self.start):,.0f} images/s",
         )
 
-    def _diverged(self, step: int, loss: float) -> None:
-        trainer = self.trainer
-        total = self.epoch * trainer.steps_per_epoch + step
-        lr = learning_rate(trainer.config, total, trainer.steps_per_epoch)
-        raise TrainingError(
-            f"the loss became {loss} at step {step + 1} of epoch {self.epoch + 1} (learning rate {lr:.3g}): "
-            f"use a lower lr than {trainer.config.lr:g}, a longer warm-up (warmup_epochs), or grad_clip = 1"
-        )
-
     def result(self, lr: float) -> EpochResult:
         if self.waiting:
             self._look()
         seen = self.steps * self.trainer.batch_size
         seconds = time.perf_counter() - self.start
         return EpochResult(self.loss / self.steps, self.correct / seen, lr, seen / seconds, seconds)
+
+
+def diverged(trainer: BaseTrainer, epoch: int, step: int, loss: float) -> TrainingError:
+    """What to say when the loss of a step (from 0) is no number any more."""
+    lr = learning_rate(trainer.run, epoch * trainer.steps_per_epoch + step, trainer.steps_per_epoch)
+    return TrainingError(
+        f"the loss became {loss} at step {step + 1} of epoch {epoch + 1} (learning rate {lr:.3g}): "
+        f"use a lower lr than {trainer.run.lr:g}, a longer warm-up (warmup_epochs), or grad_clip = 1"
+    )
 
 
 def classification_loss(
@@ -347,3 +434,20 @@ def memory_format(channels_last: bool | str, device: torch.device) -> torch.memo
     """Order of activations in memory; ``auto`` is channels-last where tensor cores want it."""
     wanted = device.type == "cuda" if channels_last == "auto" else bool(channels_last)
     return torch.channels_last if wanted else torch.contiguous_format
+
+
+def breaks_channels_last(model: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether torch would write past its memory: seen in torch 2.13, on CPUs in fp32.
+
+    There the weights' gradient of a 1 × 1 convolution with a stride and a few input channels, as RepVGG's stems have
+    one, is computed channels-last in a buffer that is too small. Up to 12 channels were seen to, 16 not.
+    """
+    if device.type != "cpu" or dtype is not torch.float32:
+        return False
+    return any(
+        isinstance(layer, nn.Conv2d)
+        and tuple(layer.kernel_size) == (1, 1)
+        and max(layer.stride) > 1
+        and layer.in_channels // layer.groups < 16
+        for layer in model.modules()
+    )

@@ -36,7 +36,8 @@ class MetricsLog:
 
     Args:
         folder: the run folder.
-        history: rows of the epochs that are done; keys from `COLUMNS`, None for what is not known.
+        history: rows of the epochs that are done; keys from ``columns``, None for what is not known.
+        columns: names of the figures, in order; the first two are the epoch and the step.
         tensorboard: also write events to ``folder/tensorboard``.
 
     Raises:
@@ -44,19 +45,22 @@ class MetricsLog:
         MissingDependencyError: TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, history: Sequence[Row], *, tensorboard: bool = False) -> None:
+    def __init__(
+        self, folder: Path, history: Sequence[Row], *, columns: Sequence[str] = COLUMNS, tensorboard: bool = False
+    ) -> None:
+        self.columns = tuple(columns)
         self.csv_path = folder / "metrics.csv"
         self.json_path = folder / "metrics.jsonl"
-        write_text(self.csv_path, _csv_line(COLUMNS) + "".join(map(_csv_row, history)))
-        write_text(self.json_path, "".join(map(_json_row, history)))
+        write_text(self.csv_path, _csv_line(self.columns) + "".join(map(self._csv_row, history)))
+        write_text(self.json_path, "".join(map(self._json_row, history)))
         self._events = _event_writer(folder / "tensorboard", len(history)) if tensorboard else None
 
     def append(self, row: Row) -> None:
         """Add one epoch. Raises `OutputError` where the disk is full or gone."""
-        _append(self.csv_path, _csv_row(row))
-        _append(self.json_path, _json_row(row))
+        _append(self.csv_path, self._csv_row(row))
+        _append(self.json_path, self._json_row(row))
         if self._events is not None:
-            for name in COLUMNS[2:]:
+            for name in self.columns[2:]:
                 if row.get(name) is not None:
                     self._events.add_scalar(name, row[name], row["epoch"])
             self._events.flush()
@@ -66,19 +70,17 @@ class MetricsLog:
         if self._events is not None:
             self._events.close()
 
+    def _csv_row(self, row: Mapping[str, Any]) -> str:
+        return _csv_line(["" if row.get(name) is None else row[name] for name in self.columns])
 
-def _csv_row(row: Mapping[str, Any]) -> str:
-    return _csv_line(["" if row.get(name) is None else row[name] for name in COLUMNS])
+    def _json_row(self, row: Mapping[str, Any]) -> str:
+        return json.dumps({name: row.get(name) for name in self.columns}) + "\n"
 
 
 def _csv_line(values: Sequence[Any]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
     return line.getvalue()
-
-
-def _json_row(row: Mapping[str, Any]) -> str:
-    return json.dumps({name: row.get(name) for name in COLUMNS}) + "\n"
 
 
 def _append(path: Path, line: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from edgevision.errors import TrainingError
-from edgevision.training.config import TrainConfig
+from edgevision.training.config import RunConfig
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def create_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """The optimizer ``config`` asks for, over all trainable parameters of ``model``."""
     groups = parameter_groups(model, config.weight_decay)
     if config.optimizer == "adamw":

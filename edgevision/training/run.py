@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import nn
 
-from edgevision.checkpoint import WEIGHTS, Checkpoint, is_checkpoint
+from edgevision.checkpoint import Checkpoint, is_checkpoint
 from edgevision.data import open_dataset
 from edgevision.data.base import Dataset
 from edgevision.distillation.config import DistillConfig
 from edgevision.distillation.distiller import Lesson
-from edgevision.distillation.teacher import Teacher, open_teacher, weights_digest
+from edgevision.distillation.teacher import Teacher, open_teacher
 from edgevision.errors import UsageError
-from edgevision.files import sha256_bytes
 from edgevision.preprocess import Preprocess
-from edgevision.progress import Progress
-from edgevision.training.checkpointing import RunProgress, TrainingState
-from edgevision.training.config import NOT_PART_OF_THE_RUN, TrainConfig, recipe_for
-from edgevision.training.distributed import Processes, processes
+from edgevision.training.base import Run
+from edgevision.training.checkpointing import RunProgress
+from edgevision.training.config import RunConfig, TrainConfig, recipe_for
+from edgevision.training.distributed import processes
 from edgevision.training.folder import RunFolder
 from edgevision.training.inputs import architecture_of, check_classes, check_preprocess, default_preprocess, hold_out
 from edgevision.training.loop import EpochResult, Trainer, evaluate
-from edgevision.training.metrics import MetricsLog, Row
+from edgevision.training.metrics import COLUMNS, Row
 from edgevision.training.source import ImageSource
 from edgevision.training.threads import torch_threads
 
@@ -41,16 +38,17 @@ def train(
     *,
     out: str | Path,
     epochs: int | None = None,
-    config: TrainConfig | None = None,
+    config: RunConfig | None = None,
     preprocess: Preprocess | None = None,
     val_data: str | Path | Dataset | None = None,
+    images: str | Path | None = None,
     resume: bool = True,
     device: str | None = None,
     changes: tuple[str, ...] = (),
     teacher: Teacher | Checkpoint | nn.Module | str | Path | None = None,
     distill: DistillConfig | None = None,
 ) -> Checkpoint:
-    """Train a classifier, or go on training one, and keep the network with the best validation accuracy.
+    """Train a network, or go on training one, and keep the one that validates best: by accuracy, detectors by mAP.
 
     The run folder ``out`` is itself a `Checkpoint`. A call on a finished run returns its checkpoint at once; on
     one that was stopped or killed it goes on from the last finished epoch and ends, on a CPU, with the same bits
@@ -58,17 +56,21 @@ def train(
 
     Args:
         model: a network of `create_model`, pruned or fused since or not: float32 ``[B, C, H, W]`` → logits
-            ``[B, num_classes]``. Trained in place; in the end it holds the weights of the checkpoint. Or a Checkpoint,
-            or the folder of one, to begin with: its preprocess and its ``changes`` go on.
+            ``[B, num_classes]``, or a detector. Trained in place; in the end it holds the weights of the checkpoint.
+            Or a Checkpoint, or the folder of one, to begin with: its preprocess and its ``changes`` go on. A
+            detector's may know other classes than the data: then the layers that depend on them begin anew.
         data: a data set or its name (``"digits"``, ``"npz:data/cifar10"``); by name, its parts ``train`` and
             ``test`` are used.
         out: the run folder.
         epochs: replaces the config's.
-        config: settings; by default the recipe of `edgevision.training.config.recipe_for`.
+        config: settings, a `TrainConfig`, for detectors a `edgevision.training.detection.config.DetectionConfig`; by
+            default the recipe of `edgevision.training.config.recipe_for` or of `recipe_for_boxes`.
         preprocess: by default the Checkpoint's that is begun with, or the preset for the data, fitted to the model's
             input.
         val_data: what to validate on; by default the data's test part, or where it is not divided, every tenth
-            picture of each class, which is then not trained on.
+            picture of each class (for detectors every tenth picture), which is then not trained on. For detectors
+            ``instances_val.json`` beside ``instances_train.json`` is taken, too.
+        images: folder of the pictures of a COCO file, where they are not beside it.
         resume: False starts over, whatever ``out`` holds.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; by default a GPU where there is one.
         changes: what was done to the network before (``Checkpoint.changes``); ``"trained"`` is added, or
@@ -87,6 +89,15 @@ def train(
         KeyboardInterrupt: Ctrl-C, with a message that says how to resume.
     """
     model, begun = _begin(model, out)
+    if is_detector(model):
+        return _train_detector(
+            model, data, begun=begun, out=out, epochs=epochs, config=config, preprocess=preprocess, val_data=val_data,
+            images=images, resume=resume, device=device, changes=changes, taught=not (teacher is None is distill),
+        )  # fmt: skip
+    if images is not None:
+        raise UsageError("images (--images) names the pictures' folder of a COCO file, which detectors are trained on")
+    if not isinstance(config, (TrainConfig, NoneType)):
+        raise UsageError(f"a classifier's settings are a TrainConfig; got a {type(config).__name__}")
     lesson = _lesson(teacher, distill, out)
     arguments = architecture_of(model)["arguments"]
     input_size = int(arguments["input_size"])
@@ -109,7 +120,21 @@ def train(
             ImageSource(validation, preprocess, workers=config.workers),
         )
         history = changes if begun is None else (*begun.changes, *changes)
-        return _Run(model, *sources, config, RunFolder(out), group, history, lesson, begun).execute(resume)
+        run = ClassificationRun(model, *sources, config, RunFolder(out), group, history, begun, lesson)
+        return run.execute(resume)
+
+
+def is_detector(model: nn.Module) -> bool:
+    """Whether a network answers with boxes."""
+    return getattr(model, "task", None) == "detection"
+
+
+def _train_detector(model: nn.Module, data: str | Path | Dataset, *, taught: bool, **arguments: Any) -> Checkpoint:
+    from edgevision.training.detection.run import train_detector
+
+    if taught:
+        raise UsageError("detectors learn from boxes alone here: leave out teacher and distill")
+    return train_detector(model, data, **arguments)
 
 
 def _begin(model: nn.Module | Checkpoint | str | Path, out: str | Path) -> tuple[nn.Module, Checkpoint | None]:
@@ -158,185 +183,44 @@ def open_parts(data: str | Path | Dataset, val_data: str | Path | Dataset | None
 
 
 @dataclass
-class _Run:
-    """One call of `train`, with its parts resolved."""
+class ClassificationRun(Run[Trainer, ImageSource, TrainConfig]):
+    """A run of a classifier."""
 
-    model: nn.Module
-    training: ImageSource
-    validation: ImageSource
-    config: TrainConfig
-    folder: RunFolder
-    processes: Processes
-    changes: tuple[str, ...]
     lesson: Lesson | None
-    begun: Checkpoint | None
 
-    def execute(self, resume: bool) -> Checkpoint:
-        # before the folder is claimed: a mistake in the settings must not make it another run's
-        identity = self._identity(self._checkpoint(self.model, {}))
-        trainer = Trainer(self.model, self.training, self.config, self.processes, self.lesson)
-        data = self.processes.on_main(lambda: self._open_folder(identity, resume))
-        if data == _FINISHED:
-            return self._reopen()
-        progress = RunProgress()
-        if data:
-            state = TrainingState.from_bytes(data, str(self.folder.state))
-            trainer.restore(state)
-            progress = state.progress
-        log = self._open_log(progress)
-        try:
-            if progress.epoch and progress.best_epoch == progress.epoch:
-                self._publish(trainer, progress)  # it may have been killed before it could
-            self._epochs(trainer, progress, log)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(self._how_to_resume()) from None
-        finally:
-            if log is not None:
-                log.close()
-        self.processes.on_main(lambda: self._finish(progress))
-        return self._reopen()
+    task = "classification"
+    columns = COLUMNS
+    score = "val_accuracy"
 
-    def _open_log(self, progress: RunProgress) -> MetricsLog | None:
-        if not self.processes.main:
-            return None
-        return MetricsLog(self.folder.path, progress.history, tensorboard=self.config.tensorboard)
+    def trainer(self) -> Trainer:
+        """What moves the network."""
+        return Trainer(self.model, self.training, self.config, self.processes, self.lesson)
 
-    def _open_folder(self, identity: dict[str, Any], resume: bool) -> bytes:
-        """Claim the folder; its last state, empty for a new run, `_FINISHED` for one that is done."""
-        self.folder.claim(identity, resume=resume)
-        return _FINISHED if self.folder.finished.exists() else self.folder.read_state()
+    def epoch(self, trainer: Trainer, epoch: int, on_step: Callable[[int, str], None]) -> Row:
+        """Train an epoch (from 0), validate, and tell of it."""
+        result = trainer.train_epoch(epoch, on_step)
+        assert isinstance(self.validation, ImageSource)
+        loss, accuracy = evaluate(trainer.result, self.validation, self.processes, trainer.batch_size)
+        return _row(epoch + 1, trainer, result, loss, accuracy)
 
-    def _identity(self, initial: Checkpoint) -> dict[str, Any]:
-        """What makes two calls the same run."""
-        config = {name: value for name, value in self.config.to_dict().items() if name not in NOT_PART_OF_THE_RUN}
-        return {
-            "config": config,
-            "architecture": json.loads(json.dumps(architecture_of(self.model))),
-            "changes": list(self.changes),
-            "initial_statistics": _buffers_digest(self.model),
-            "data": _data_identity(self.training),
-            "validation": _data_identity(self.validation),
-            "preprocess": self.training.preprocess.to_dict(),
-            **({"channels": _digest_of(initial.channels)} if initial.channels else {}),
-            **({} if self.begun is None else {"initial_weights": weights_digest(self.model)}),
-            **({} if self.lesson is None else self.lesson.identity),
-        }
+    def metrics(self, progress: RunProgress) -> dict[str, float | None]:
+        """What the checkpoint says of the network it keeps."""
+        return {"top1": progress.best_accuracy, "loss": progress.best_loss, "epoch": float(progress.best_epoch)}
 
-    def _epochs(self, trainer: Trainer, progress: RunProgress, log: MetricsLog | None) -> None:
-        if self._stops(progress):
-            return
-        self.training.fill_cache("reading training pictures", show=self.processes.main)
-        self.validation.fill_cache("reading validation pictures", show=self.processes.main)
-        name = architecture_of(self.model)["name"]
-        doing = "training" if self.lesson is None else "distilling"
-        with _Bar(f"{doing} {name}", self.config, trainer, progress, show=self.processes.main) as bar:
-            while not self._stops(progress):
-                result = trainer.train_epoch(progress.epoch, bar.step)
-                loss, accuracy = evaluate(trainer.result, self.validation, self.processes, trainer.batch_size)
-                row = _row(progress.epoch + 1, trainer, result, loss, accuracy)
-                _advance(progress, trainer, row)
-                self.processes.on_main(partial(self._keep, trainer, progress, log, row))
-                bar.epoch_done(row)
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The lesson, where there is one."""
+        return {} if self.lesson is None else self.lesson.identity
 
-    def _keep(self, trainer: Trainer, progress: RunProgress, log: MetricsLog | None, row: Row) -> bytes:
-        # the state first: a run killed between the two publishes from it when it resumes
-        trainer.capture(progress).save(self.folder.state)
-        if progress.best_epoch == progress.epoch:
-            self._publish(trainer, progress)
-        if log is not None:
-            log.append(row)
-        return b""
+    @property
+    def done(self) -> str:
+        """What is done to the network, as ``Checkpoint.changes`` calls it."""
+        return "trained" if self.lesson is None else "distilled"
 
-    def _stops(self, progress: RunProgress) -> bool:
-        patience = self.config.early_stop
-        tired = bool(patience) and progress.epoch - progress.best_epoch >= patience
-        return progress.epoch >= self.config.epochs or tired
-
-    def _publish(self, trainer: Trainer, progress: RunProgress) -> None:
-        if not self.processes.main:
-            return
-        metrics = {"top1": progress.best_accuracy, "loss": progress.best_loss, "epoch": float(progress.best_epoch)}
-        self._checkpoint(trainer.result, metrics).save(self.folder.path)
-
-    def _checkpoint(self, model: nn.Module, metrics: dict[str, float | None]) -> Checkpoint:
-        outputs = architecture_of(model)["arguments"]["num_classes"]
-        known = (self.training.dataset.classes, () if self.begun is None else self.begun.classes)
-        classes = next((names for names in known if len(names) == outputs), ())
-        done = "trained" if self.lesson is None else "distilled"
-        return Checkpoint.from_model(
-            model,
-            preprocess=self.training.preprocess,
-            classes=classes,
-            # more of the same is no other step
-            changes=self.changes if self.changes[-1:] == (done,) else (*self.changes, done),
-            metrics=metrics,
-        )
-
-    def _finish(self, progress: RunProgress) -> bytes:
-        self.folder.finish(
-            {
-                "epochs": progress.epoch,
-                "best_epoch": progress.best_epoch,
-                "val_accuracy": progress.best_accuracy,
-                "val_loss": progress.best_loss,
-            }
-        )
-        return b""
-
-    def _reopen(self) -> Checkpoint:
-        """The kept checkpoint; its weights go into the model, on every process."""
-        held: list[Checkpoint] = []
-
-        def read() -> bytes:
-            held.append(Checkpoint.open(self.folder.path))
-            return (self.folder.path / WEIGHTS).read_bytes()
-
-        weights = safetensors.torch.load(self.processes.on_main(read))
-        self.model.load_state_dict(weights)
-        # other machines need not see the folder: they have the weights, and the rest follows from them
-        return held[0] if held else self._checkpoint(self.model, {})
-
-    def _how_to_resume(self) -> str:
-        return (
-            f"training stopped; its finished epochs are kept in {self.folder.path}: run the same command again to go "
-            "on from there"
-        )
-
-
-# no state begins like this: a safetensors file begins with the length of its header
-_FINISHED = b"finished"
-
-
-class _Bar:
-    """The progress bar of a run: over all steps that are left, so that the time left is the run's."""
-
-    def __init__(
-        self, description: str, config: TrainConfig, trainer: Trainer, progress: RunProgress, *, show: bool
-    ) -> None:
-        self.epochs = config.epochs
-        self.epoch = progress.epoch + 1
-        steps = (config.epochs - progress.epoch) * trainer.steps_per_epoch
-        self._progress = Progress(description, steps) if show else None
-        self._validated = ""
-
-    def __enter__(self) -> _Bar:
-        if self._progress is not None:
-            self._progress.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._progress is not None:
-            self._progress.__exit__(*error)
-
-    def step(self, steps: int, status: str) -> None:
-        """Show a step's figures."""
-        if self._progress is not None:
-            self._progress.advance(steps, f"epoch {self.epoch}/{self.epochs}  {status}{self._validated}")
-
-    def epoch_done(self, row: Row) -> None:
-        """Show an epoch's validation beside the steps of the next one."""
-        self.epoch += 1
-        self._validated = f"  validated {row['val_accuracy']:.1%}"
+    @property
+    def doing(self) -> str:
+        """The same as the progress bar calls it."""
+        return "training" if self.lesson is None else "distilling"
 
 
 def _row(epoch: int, trainer: Trainer, result: EpochResult, loss: float, accuracy: float) -> Row:
@@ -351,38 +235,3 @@ def _row(epoch: int, trainer: Trainer, result: EpochResult, loss: float, accurac
         "images_per_second": round(result.images_per_second, 1),
         "seconds": round(result.seconds, 3),
     }
-
-
-def _advance(progress: RunProgress, trainer: Trainer, row: Row) -> None:
-    """Take an epoch into the account; of equal accuracies the lower loss is better."""
-    progress.epoch = row["epoch"]
-    progress.step = row["step"]
-    progress.history.append(row)
-
-    def rank(accuracy: float | None, loss: float | None) -> tuple[float, float]:
-        return (-1.0 if accuracy is None else accuracy, float("-inf") if loss is None else -loss)
-
-    if rank(row["val_accuracy"], row["val_loss"]) > rank(progress.best_accuracy, progress.best_loss):
-        progress.best_epoch = row["epoch"]
-        progress.best_accuracy = row["val_accuracy"]
-        progress.best_loss = row["val_loss"]
-
-
-def _data_identity(source: ImageSource) -> dict[str, Any]:
-    return {"pictures": len(source), "digest": source.digest}
-
-
-def _digest_of(value: Any) -> str:
-    return sha256_bytes(json.dumps(value, sort_keys=True).encode())[:16]
-
-
-def _buffers_digest(model: nn.Module) -> str:
-    """Hash of the batch norms' statistics: fresh networks share it whatever their random weights, trained ones differ.
-
-    So an interrupted run resumes without its initial weights being made again, while the fine-tuning of another
-    network is told apart.
-    """
-    digest = hashlib.sha256()
-    for name, value in model.named_buffers():
-        digest.update(name.encode() + value.detach().cpu().double().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from edgevision.training.config import TrainConfig
+from edgevision.training.config import RunConfig
 
 
-def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+def learning_rate(config: RunConfig, step: int, steps_per_epoch: int) -> float:
     """Learning rate of ``step`` (from 0) over the whole run.
 
     During the warm-up of W steps it is ``lr · (step + 1) / W`` (Goyal et al. 2017, section 2.2). After it:

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,32 @@ CACHE_LIMIT = 512 * 1024 * 1024
 
 IntArray = npt.NDArray[np.int64]
 T = TypeVar("T")
+P = TypeVar("P")
+
+
+class Source(Protocol):
+    """The pictures of a run, whatever is known of them."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """Where they come from."""
+        ...
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How they become the network's input."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Hash that tells data sets apart."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def fill_cache(self, description: str, *, show: bool = True) -> None:
+        """Decode everything once, where it fits into memory."""
+        ...
 
 
 class ImageSource:
@@ -122,22 +148,27 @@ class ImageSource:
 
     def read_ahead(self, work: Callable[[IntArray], T], plan: Iterable[IntArray]) -> Iterator[T]:
         """``work(indices)`` for every entry of ``plan``, in its order, computed ahead by the worker threads."""
-        if self.workers == 0:
-            yield from map(work, plan)
-            return
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="read-ahead") as pool:
-            pending: deque[Future[T]] = deque()
-            rest = iter(plan)
-            try:
-                for indices in rest:
-                    pending.append(pool.submit(work, indices))
-                    if len(pending) > 2 * self.workers:
-                        yield pending.popleft().result()
-                while pending:
+        return read_ahead(work, plan, self.workers)
+
+
+def read_ahead(work: Callable[[P], T], plan: Iterable[P], workers: int) -> Iterator[T]:
+    """``work(part)`` for every part of ``plan``, in its order, computed ahead by so many threads; 0 for none."""
+    if workers == 0:
+        yield from map(work, plan)
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="read-ahead") as pool:
+        pending: deque[Future[T]] = deque()
+        rest = iter(plan)
+        try:
+            for part in rest:
+                pending.append(pool.submit(work, part))
+                if len(pending) > 2 * workers:
                     yield pending.popleft().result()
-            finally:  # an error or Ctrl-C must not wait for batches nobody will use
-                for future in pending:
-                    future.cancel()
+            while pending:
+                yield pending.popleft().result()
+        finally:  # an error or Ctrl-C must not wait for batches nobody will use
+            for future in pending:
+                future.cancel()
 
 
 class Normalizer:

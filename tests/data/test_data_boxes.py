@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from edgevision.data import open_dataset
+from edgevision.data import Subset, open_dataset
+from edgevision.data.boxes import BoxCheck
 from edgevision.data.coco import open_coco
-from edgevision.data.datasets import Concatenation
-from edgevision.errors import DataError
+from edgevision.data.datasets import Concatenation, complaints, crowd_regions
+from edgevision.errors import DataError, UsageError
 
 DOCUMENT = {
     "images": [
@@ -241,3 +244,99 @@ def test_voc_missing_pieces_are_named(tmp_path):
         file.unlink()
     with pytest.raises(DataError, match=r"Annotations: holds no \.xml"):
         open_dataset(tmp_path)
+
+
+def test_coco_boxes_are_cut_to_their_picture_and_bad_ones_counted(tmp_path):
+    boxes = {
+        "inside": [5, 6, 7, 8],
+        "rounding": [-0.5, 0, 40.9, 10],  # within a pixel: cut without a word
+        "beyond": [30, 20, 20, 20],
+        "outside": [50, 5, 10, 10],
+        "touching": [-10, 5, 10, 10],
+        "flat": [5, 5, 0, 7],
+        "negative": [5, 5, 7, -1],
+    }
+    annotations = [
+        {"id": number, "image_id": 9, "category_id": 3, "bbox": box} for number, box in enumerate(boxes.values())
+    ]
+    dataset = open_dataset(write_coco(tmp_path / "instances.json", {**DOCUMENT, "annotations": annotations}))
+    assert dataset[0].boxes.xyxy.tolist() == [[5, 6, 12, 14], [0, 0, pytest.approx(40), 10], [30, 20, 40, 30]]
+    assert (dataset.skipped_boxes, dataset.outside_boxes, dataset.clipped_boxes) == (2, 2, 1)
+    assert dataset.complaint == (
+        f"coco:{tmp_path / 'instances.json'}: left out boxes: 2 without area, 2 outside their picture; "
+        "cut 1 boxes to their picture"
+    )
+    assert open_dataset(f"coco:{write_coco(tmp_path / 'fine.json', _changed('annotations', 2, bbox=[5, 5, 1, 7]))}")
+
+
+@pytest.mark.parametrize("size", [{"width": None}, {"width": 0, "height": 0}, {"height": "30"}, {"width": True}])
+def test_coco_pictures_of_unknown_size_keep_their_boxes_whole(tmp_path, size):
+    document = _changed("images", 0, **size)
+    document["annotations"] = [{"id": 1, "image_id": 9, "category_id": 3, "bbox": [30, 20, 20, 20]}]
+    dataset = open_dataset(write_coco(tmp_path / "instances.json", document))
+    assert dataset[0].boxes.xyxy.tolist() == [[30, 20, 50, 40]]
+    assert dataset.complaint == ""
+
+
+def test_coco_crowds_are_kept_apart(tmp_path):
+    dataset = open_dataset(write_coco(tmp_path / "instances.json"))
+    assert [len(region.labels) for region in dataset.crowds] == [1, 0, 0]
+    assert dataset.crowds[0].xyxy.tolist() == [[5, 5, 12, 12]]
+    assert crowd_regions(dataset)[0] is dataset.crowds[0]
+    some = Subset(dataset, [2, 0])
+    assert [len(region.labels) for region in crowd_regions(some)] == [0, 1]
+    both = Concatenation("both", [dataset, some])
+    assert [len(region.labels) for region in crowd_regions(both)] == [1, 0, 0, 0, 1]
+    assert len(complaints(both)) == 2  # once for each file that was read
+    without = open_dataset(write_coco(tmp_path / "none" / "instances.json", {**DOCUMENT, "annotations": []}))
+    assert (without.crowds, crowd_regions(without)) == ((), [None] * 3)
+
+
+def test_pictures_where_images_says(tmp_path):
+    path = write_coco(tmp_path / "one" / "instances.json", images=tmp_path / "two")
+    assert Path(open_dataset(f"coco:{path}", images=tmp_path / "two").files[0]).parent == tmp_path / "two"
+    assert len(open_dataset(str(path) + "[1:]", images=str(tmp_path / "two"))) == 2
+    with pytest.raises(DataError, match="no such file or folder"):
+        open_dataset(path, images=tmp_path / "three")
+    (tmp_path / "two" / "a.jpg").unlink()
+    with pytest.raises(DataError, match=r"no file 'a\.jpg' in .*two"):
+        open_dataset(path, images=tmp_path / "two")
+    with pytest.raises(UsageError, match=r"names the pictures' folder of a COCO file; .* is of kind images"):
+        open_dataset(f"images:{tmp_path / 'two'}", images=tmp_path / "two")
+
+
+def test_voc_boxes_are_cut_to_their_picture_and_bad_ones_counted(tmp_path):
+    size = " <size><width>40</width><height>30</height><depth>3</depth></size>\n"
+    pictures = {
+        "p1": size + voc_object("dog", 1, 2, 41, 35) + voc_object("cat", 50, 3, 60, 9) + voc_object("cat", 3, 3, 3, 9),
+        "p2": voc_object("cat", 1, 2, 60, 40),
+        "p3": " <size><width>0</width><height>0</height></size>\n" + voc_object("cat", 1, 2, 60, 40),
+        "p4": " <size><width>wide</width><height>0</height></size>\n" + voc_object("cat", 1, 2, 60, 40),
+    }
+    dataset = open_dataset(write_voc(tmp_path, pictures))
+    assert dataset[0].boxes.xyxy.tolist() == [[1, 2, 40, 30]]
+    assert [sample.boxes.xyxy.tolist() for sample in dataset][1:] == [[[1, 2, 60, 40]]] * 3
+    assert (dataset.skipped_boxes, dataset.outside_boxes, dataset.clipped_boxes) == (1, 1, 1)
+    assert "1 outside their picture" in dataset.complaint
+
+
+@given(
+    st.tuples(*[st.floats(-100, 200)] * 4),
+    st.one_of(st.none(), st.tuples(st.floats(1, 150), st.floats(1, 150))),
+)
+def test_a_box_is_kept_inside_or_counted(box, size):
+    check = BoxCheck()
+    kept = check.fit(box, size)
+    assert (kept is None) == (check.empty + check.outside == 1)
+    if kept is not None:
+        left, top, right, bottom = kept
+        assert left < right
+        assert top < bottom
+        if size is None:
+            assert kept == list(box)
+        else:
+            assert left >= 0
+            assert top >= 0
+            assert right <= size[0]
+            assert bottom <= size[1]
+            assert all(after == before or after in (0, *size) for before, after in zip(box, kept, strict=True))

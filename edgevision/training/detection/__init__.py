@@ -1,0 +1,1 @@
+"""Training detectors: ground truth, assigners, losses, and the loop around them."""

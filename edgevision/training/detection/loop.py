@@ -1,0 +1,251 @@
+"""A detector's epoch of steps, and its pass of validation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgevision.data.datasets import crowd_regions
+from edgevision.detection.detections import Detections
+from edgevision.detection.evaluation import MAX_DETECTIONS, DetectionMetrics, mean_average_precision
+from edgevision.errors import EngineError, TrainingError
+from edgevision.training.detection.config import DetectionConfig
+from edgevision.training.detection.criterion import Criterion, build_criterion
+from edgevision.training.detection.source import Batch, TrainingPictures, ValidationPictures
+from edgevision.training.detection.targets import Targets
+from edgevision.training.distributed import Processes
+from edgevision.training.inputs import architecture_of
+from edgevision.training.loop import LOSSES_PER_LOOK, BaseTrainer, autocast_dtype, diverged, memory_format
+from edgevision.training.source import epoch_plan
+
+OnStep = Callable[[int, str], None]
+
+# mAP integrates over recall: what is found with little confidence counts, too
+LEAST_CONFIDENCE = 0.001
+# of the suppression; COCO's figures reward keeping neighbours
+VALIDATION_IOU = 0.65
+
+
+@dataclass(frozen=True)
+class DetectionEpoch:
+    """What one pass over the training pictures gave: means of the losses over the steps, and the speed."""
+
+    losses: dict[str, float]
+    lr: float
+    images_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DetectionValidation:
+    """What one pass over the validation pictures gave."""
+
+    loss: float
+    metrics: DetectionMetrics
+    detections: list[Detections]
+
+
+class DetectorTrainer(BaseTrainer):
+    """A detector with everything that moves it.
+
+    Args:
+        model: maps float32 ``[B, C, H, W]`` to raw maps by name; trained in place.
+        source: the training pictures.
+        config: settings of the run.
+        processes: those that train together.
+
+    Raises:
+        UsageError: the batch does not divide among the processes, or the precision does not fit the device.
+        TrainingError: fewer pictures than processes.
+    """
+
+    def __init__(
+        self, model: nn.Module, source: TrainingPictures, config: DetectionConfig, processes: Processes
+    ) -> None:
+        self.source = source
+        self.config = config
+        dtype = compute_dtype(config.precision, processes.device)
+        super().__init__(
+            model,
+            len(source),
+            source.preprocess,
+            config,
+            processes,
+            dtype=dtype,
+            layout=activation_layout(config.channels_last, dtype, processes.device),
+        )
+        self.criterion: Criterion = build_criterion(
+            model, box_loss=config.box_loss, assigner=config.assigner, warmup_epochs=config.assigner_warmup
+        )
+
+    def train_epoch(self, epoch: int, on_step: OnStep) -> DetectionEpoch:
+        """One pass over the training pictures.
+
+        Args:
+            epoch: from 0.
+            on_step: called with the number of steps taken and a line of losses and speed.
+
+        Raises:
+            TrainingError: the loss is no number any more.
+            DataError: a picture cannot be read.
+        """
+        network = self.begin(epoch)
+        plan = self.share(epoch_plan(self.config.seed, epoch, len(self.source), self.batch_size))
+        meter = LossMeter(self, epoch, on_step)
+        lr = self.config.lr
+        batches = self.source.batches(
+            self.config,
+            epoch,
+            plan,
+            steps_before=epoch * self.steps_per_epoch,
+            multiple=int(getattr(self.model, "size_multiple", 32)),
+        )
+        for step, batch in enumerate(batches):
+            lr = self.set_rate(epoch, step)
+            losses = self._losses(network, batch, epoch)
+            self.descend(losses["loss"], epoch, step)
+            meter.add({name: value.detach() for name, value in losses.items()})
+        self.end()
+        return meter.result(lr)
+
+    def _losses(self, network: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        images = self.normalize(batch.pixels, self.memory_format)
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            outputs = network(images)
+        return self.criterion(outputs, batch.targets.to(images.device), epoch)
+
+    def validate(self, source: ValidationPictures, epoch: int) -> DetectionValidation:
+        """Loss and mAP of the network that would be kept, in fp32 on inputs exactly as `Preprocess` makes them."""
+        network = self.result
+        total = 0.0
+
+        def add(outputs: dict[str, Tensor], targets: Targets) -> None:
+            nonlocal total
+            total += float(self.criterion(outputs, targets, epoch)["loss"]) * len(targets.boxes)
+
+        detections = detect(network, source, self.batch_size, self.processes.device, on_batch=add)
+        return DetectionValidation(total / len(source), judge(network, source, detections), detections)
+
+
+@torch.no_grad()
+def detect(
+    network: nn.Module,
+    source: ValidationPictures,
+    batch_size: int,
+    device: torch.device,
+    *,
+    on_batch: Callable[[dict[str, Tensor], Targets], None] | None = None,
+) -> list[Detections]:
+    """Everything a detector finds in the pictures, with however little confidence, in pixels of each picture.
+
+    It is decoded by the code that decodes on the device. ``on_batch`` is called with the raw maps and the objects.
+
+    Raises:
+        TrainingError: the outputs are no numbers any more.
+    """
+    was_training = network.training
+    network.eval()
+    detector: Any = network
+    # as `edgevision eval` judges bundles
+    postprocess = replace(
+        detector.postprocess(LEAST_CONFIDENCE),
+        iou=VALIDATION_IOU,
+        multi_label=True,
+        class_agnostic=False,
+        max_detections=MAX_DETECTIONS,
+    )
+    found: list[Detections] = []
+    for batch in source.batches(batch_size):
+        outputs = network(batch.inputs.to(device))
+        if on_batch is not None:
+            on_batch(outputs, batch.targets.to(device))
+        arrays = {name: value.float().cpu().numpy() for name, value in outputs.items()}
+        try:
+            found += postprocess(arrays, source.preprocess.size, batch.placements, source.dataset.classes)
+        except EngineError as error:
+            raise TrainingError(f"the network's answers are no numbers any more ({error}); use a lower lr") from error
+    network.train(was_training)
+    return found
+
+
+def judge(network: nn.Module, source: ValidationPictures, detections: list[Detections]) -> DetectionMetrics:
+    """mAP of what `detect` found."""
+    count = int(architecture_of(network)["arguments"]["num_classes"])
+    crowds = crowd_regions(source.dataset)
+    return mean_average_precision(source.boxes, detections, count, classes=source.dataset.classes, crowds=crowds)
+
+
+class LossMeter:
+    """Adds up losses by their parts, looking at them only every few steps where looking costs."""
+
+    def __init__(self, trainer: DetectorTrainer, epoch: int, on_step: OnStep) -> None:
+        self.trainer = trainer
+        self.epoch = epoch
+        self.on_step = on_step
+        alone_on_cpu = trainer.processes.device.type == "cpu" and trainer.processes.world_size == 1
+        self.window = 1 if alone_on_cpu else LOSSES_PER_LOOK
+        self.waiting: list[dict[str, Tensor]] = []
+        self.sums: dict[str, float] = {}
+        self.steps = 0
+        self.start = time.perf_counter()
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        """Take in a step."""
+        self.waiting.append(losses)
+        if len(self.waiting) >= self.window:
+            self._look()
+
+    def _look(self) -> None:
+        names = list(self.waiting[0])
+        stacked = torch.stack([torch.stack([losses[name] for name in names]) for losses in self.waiting]).double()
+        # summed over the processes, so that all of them stop when one has lost its numbers
+        processes = self.trainer.processes
+        values = torch.tensor(processes.sum(stacked.flatten())).reshape(len(self.waiting), -1) / processes.world_size
+        for position, step in enumerate(values.tolist()):
+            if not all(math.isfinite(value) for value in step):
+                raise diverged(self.trainer, self.epoch, self.steps + position, step[0])
+            for name, value in zip(names, step, strict=True):
+                self.sums[name] = self.sums.get(name, 0.0) + value
+        count = len(self.waiting)
+        self.steps += count
+        self.waiting.clear()
+        parts = "  ".join(f"{name} {value / self.steps:.3f}" for name, value in self.sums.items())
+        self.on_step(count, f"{parts}  {self._speed():,.0f} images/s")
+
+    def _speed(self) -> float:
+        return self.steps * self.trainer.batch_size / (time.perf_counter() - self.start)
+
+    def result(self, lr: float) -> DetectionEpoch:
+        """Means over the steps."""
+        if self.waiting:
+            self._look()
+        means = {name: value / self.steps for name, value in self.sums.items()}
+        return DetectionEpoch(means, lr, self._speed(), time.perf_counter() - self.start)
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The type that convolutions compute in; ``auto`` is bf16 also on CPUs that multiply tiles of it (AMX).
+
+    There a step of YOLOv6-N takes well under half the time, and weights, sums and losses stay in fp32.
+    """
+    if precision == "auto" and device.type == "cpu" and _multiplies_tiles():
+        return torch.bfloat16
+    return autocast_dtype(precision, device)
+
+
+def _multiplies_tiles() -> bool:
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return supported is not None and bool(supported())
+
+
+def activation_layout(channels_last: bool | str, dtype: torch.dtype, device: torch.device) -> torch.memory_format:
+    """Order of activations in memory; ``auto`` is channels-last on GPUs and where a CPU computes in bf16."""
+    if channels_last == "auto" and device.type == "cpu":
+        return torch.channels_last if dtype is torch.bfloat16 else torch.contiguous_format
+    return memory_format(channels_last, device)
