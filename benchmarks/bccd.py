@@ -38,9 +38,9 @@ from provenance import save, show
 ENGINES = ("onnxruntime", "openvino", "ncnn")
 METHODS = ("default", "qat")
 NAME = "yolov6_n"
-INPUT = 320
+INPUT = 256
 # cells have no upper side
-SETTINGS = replace(RECIPES["few"], flip_vertical=0.5)
+SETTINGS = replace(RECIPES["few"].with_epochs(48), flip_vertical=0.5)
 QAT_EPOCHS = 10
 FIGURES = ("map", "map50", "map75", "map_small", "map_medium", "map_large", "recall")
 

@@ -119,7 +119,7 @@ def evaluate(
 
     Each session sees the pictures through its own bundle's preprocess. Labels are matched with the network's
     classes by name where both sides have names, else by index. A detector's boxes are made by its own decoder with the
-    thresholds of `edgevision_benchmarks.detection_accuracy.evaluation_postprocess`.
+    thresholds of `edgevision.detection.evaluation.evaluation_postprocess`.
 
     Args:
         session: what to judge.

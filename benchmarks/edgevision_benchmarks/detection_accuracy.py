@@ -3,45 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgevision.data.base import Boxes, Dataset, Subset
-from edgevision.data.datasets import Concatenation, DetectionDataset
+from edgevision.data.datasets import crowd_regions
 from edgevision.detection.compare import compare_detections
 from edgevision.detection.detections import Detections
-from edgevision.detection.evaluation import MAX_DETECTIONS, DetectionMetrics, mean_average_precision
+from edgevision.detection.evaluation import (
+    CONFIDENCE,
+    DetectionMetrics,
+    evaluation_postprocess,
+    mean_average_precision,
+)
 from edgevision.detection.postprocess import Postprocess
 from edgevision.errors import DataError, UsageError
 from edgevision.progress import Progress
 from edgevision.runtime import Session
 from edgevision_benchmarks.accuracy import Evaluation, class_indices
 
-# As COCO's results are made: nearly every box is handed in, with every class it may be, so that the curve of precision
-# over recall goes to its end.
-CONFIDENCE = 0.001
-NMS_IOU = 0.65
-
 PlainDetections = list[list[Any]]
-
-
-def evaluation_postprocess(postprocess: Postprocess) -> Postprocess:
-    """A detector's own decoding with the thresholds that mAP is measured with, everywhere the same.
-
-    Confidence 0.001, every class of a box above it, non-maximum suppression at IoU 0.65 within each class, and the
-    best 100 boxes of a picture.
-    """
-    return replace(
-        postprocess,
-        confidence=CONFIDENCE,
-        iou=NMS_IOU,
-        multi_label=True,
-        class_agnostic=False,
-        max_detections=MAX_DETECTIONS,
-    )
 
 
 def evaluate_detector(session: Session, dataset: Subset, reference: Session | None, batch_size: int) -> Evaluation:
@@ -110,27 +93,6 @@ def from_plain(pictures: Sequence[PlainDetections]) -> list[Detections]:
         )
         for boxes, scores, labels in pictures
     ]
-
-
-def complaints(dataset: Dataset) -> list[str]:
-    """What is wrong with the boxes of a data set's annotation files, a line for each file."""
-    if isinstance(dataset, Subset):
-        return complaints(dataset.dataset)
-    if isinstance(dataset, Concatenation):
-        return [line for part in dataset.parts for line in complaints(part)]
-    return [dataset.complaint] if isinstance(dataset, DetectionDataset) and dataset.complaint else []
-
-
-def crowd_regions(dataset: Dataset) -> list[Boxes | None]:
-    """Crowd regions of every picture, in the data set's order; None where there are none."""
-    if isinstance(dataset, Subset):
-        every = crowd_regions(dataset.dataset)
-        return [every[index] for index in dataset.indices]
-    if isinstance(dataset, Concatenation):
-        return [region for part in dataset.parts for region in crowd_regions(part)]
-    if isinstance(dataset, DetectionDataset) and dataset.crowds:
-        return list(dataset.crowds)
-    return [None] * len(dataset)
 
 
 def _confidence(session: Session) -> float:

@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print accuracy (of a detector: COCO's mAP), and agreement with the reference."""
+    from edgevision.data.datasets import complaints
     from edgevision_benchmarks.accuracy import evaluate_bundle, open_data
-    from edgevision_benchmarks.detection_accuracy import complaints
 
     split = None if options.split == "all" else options.split
     dataset = open_data(options.data, split, images=options.images)

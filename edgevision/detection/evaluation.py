@@ -7,8 +7,8 @@ are faster-coco-eval's, which is imported where they are computed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,33 @@ import numpy.typing as npt
 from edgevision.dependencies import require
 from edgevision.errors import DataError, UsageError
 
+if TYPE_CHECKING:
+    from edgevision.detection.postprocess import Postprocess
+
 # COCO's: detections judged of each picture and class
 MAX_DETECTIONS = 100
+# As COCO's results are made: nearly every box is handed in, with every class it may be, so that the curve of precision
+# over recall goes to its end.
+CONFIDENCE = 0.001
+NMS_IOU = 0.65
 # recall levels 0, 0.01, …, 1 at which precision is read
 RECALL_LEVELS = 101
+
+
+def evaluation_postprocess(postprocess: Postprocess) -> Postprocess:
+    """A detector's own decoding with the thresholds that mAP is measured with, everywhere the same.
+
+    Confidence 0.001, every class of a box above it, non-maximum suppression at IoU 0.65 within each class, and the
+    best 100 boxes of a picture.
+    """
+    return replace(
+        postprocess,
+        confidence=CONFIDENCE,
+        iou=NMS_IOU,
+        multi_label=True,
+        class_agnostic=False,
+        max_detections=MAX_DETECTIONS,
+    )
 
 
 class TrueBoxes(Protocol):

@@ -12,15 +12,14 @@ import pytest
 from edgevision.bundle import Bundle
 from edgevision.data import open_dataset
 from edgevision.data.base import Subset
+from edgevision.data.datasets import complaints, crowd_regions
+from edgevision.detection.evaluation import evaluation_postprocess
 from edgevision.errors import DataError, UsageError
 from edgevision.runtime import load
 from edgevision_benchmarks.accuracy import evaluate, evaluate_bundle
 from edgevision_benchmarks.bench import bench
 from edgevision_benchmarks.detection_accuracy import (
     box_agreement,
-    complaints,
-    crowd_regions,
-    evaluation_postprocess,
     from_plain,
     plain,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgevision.data.datasets import crowd_regions
 from edgevision.detection.detections import Detections
-from edgevision.detection.evaluation import MAX_DETECTIONS, DetectionMetrics, mean_average_precision
+from edgevision.detection.evaluation import DetectionMetrics, evaluation_postprocess, mean_average_precision
 from edgevision.errors import EngineError, TrainingError
 from edgevision.training.detection.config import DetectionConfig
 from edgevision.training.detection.criterion import Criterion, build_criterion
@@ -25,11 +25,6 @@ from edgevision.training.loop import LOSSES_PER_LOOK, BaseTrainer, autocast_dtyp
 from edgevision.training.source import epoch_plan
 
 OnStep = Callable[[int, str], None]
-
-# mAP integrates over recall: what is found with little confidence counts, too
-LEAST_CONFIDENCE = 0.001
-# of the suppression; COCO's figures reward keeping neighbours
-VALIDATION_IOU = 0.65
 
 
 @dataclass(frozen=True)
@@ -153,13 +148,7 @@ def detect(
     network.eval()
     detector: Any = network
     # as `edgevision eval` judges bundles
-    postprocess = replace(
-        detector.postprocess(LEAST_CONFIDENCE),
-        iou=VALIDATION_IOU,
-        multi_label=True,
-        class_agnostic=False,
-        max_detections=MAX_DETECTIONS,
-    )
+    postprocess = evaluation_postprocess(detector.postprocess())
     found: list[Detections] = []
     for batch in source.batches(batch_size):
         outputs = network(batch.inputs.to(device))
