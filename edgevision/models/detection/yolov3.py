@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from edgevision.detection.priors import COCO_PRIORS
 from edgevision.models.detection.build import build_detector
@@ -28,7 +29,8 @@ YOLOV3_TINY = DetectorConfig(
 )
 
 
-def yolov3(
+def build_yolov3(
+    config: DetectorConfig,
     *,
     num_classes: int = 80,
     in_channels: int = 3,
@@ -36,27 +38,11 @@ def yolov3(
     width: float = 1.0,
     anchors: Sequence[Sequence[float]] | None = None,
 ) -> Detector:
-    """YOLOv3; ``anchors``: `with_anchors`. Others: see `edgevision.models.detection.build.build_detector`."""
+    """A YOLOv3 with fresh weights; ``anchors``: `with_anchors`. Others: see
+    `edgevision.models.detection.build.build_detector`.
+    """
     return build_detector(
-        with_anchors(YOLOV3, anchors, input_size, width),
-        num_classes=num_classes,
-        in_channels=in_channels,
-        input_size=input_size,
-        width=width,
-    )
-
-
-def yolov3_tiny(
-    *,
-    num_classes: int = 80,
-    in_channels: int = 3,
-    input_size: int = 416,
-    width: float = 1.0,
-    anchors: Sequence[Sequence[float]] | None = None,
-) -> Detector:
-    """YOLOv3-tiny; ``anchors``: `with_anchors`. Others: see `edgevision.models.detection.build.build_detector`."""
-    return build_detector(
-        with_anchors(YOLOV3_TINY, anchors, input_size, width),
+        with_anchors(config, anchors, input_size, width),
         num_classes=num_classes,
         in_channels=in_channels,
         input_size=input_size,
@@ -75,3 +61,7 @@ def with_anchors(
         scale = input_size / 416
         anchors = [(w * scale, h * scale) for w, h in config.head["anchors"]]
     return replace(config, head={**config.head, "anchors": anchors, "width": width})
+
+
+yolov3 = partial(build_yolov3, YOLOV3)
+yolov3_tiny = partial(build_yolov3, YOLOV3_TINY)

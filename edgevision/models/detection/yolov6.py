@@ -7,6 +7,8 @@ the networks: it is cut off before they run.
 
 from __future__ import annotations
 
+from functools import partial
+
 from edgevision.models.detection.build import build_detector
 from edgevision.models.detection.config import DetectorConfig
 from edgevision.models.detection.detector import Detector
@@ -52,56 +54,11 @@ YOLOV6_LITE_S = DetectorConfig(
 )
 
 
-def yolov6_n(
-    *,
-    num_classes: int = 80,
-    in_channels: int = 3,
-    input_size: int = 640,
-    width: float = 1.0,
-    block: str = "repvgg",
-    deploy: bool = False,
-) -> Detector:
-    """YOLOv6-N. See `edgevision.models.detection.build.build_detector` for the arguments."""
-    return build_detector(YOLOV6_N, **locals())
-
-
-def yolov6_t(
-    *,
-    num_classes: int = 80,
-    in_channels: int = 3,
-    input_size: int = 640,
-    width: float = 1.0,
-    block: str = "repvgg",
-    deploy: bool = False,
-) -> Detector:
-    """YOLOv6-T. See `edgevision.models.detection.build.build_detector` for the arguments."""
-    return build_detector(YOLOV6_T, **locals())
-
-
-def yolov6_s(
-    *,
-    num_classes: int = 80,
-    in_channels: int = 3,
-    input_size: int = 640,
-    width: float = 1.0,
-    block: str = "repvgg",
-    deploy: bool = False,
-) -> Detector:
-    """YOLOv6-S. See `edgevision.models.detection.build.build_detector` for the arguments."""
-    return build_detector(YOLOV6_S, **locals())
-
-
-def yolov6_m(
-    *,
-    num_classes: int = 80,
-    in_channels: int = 3,
-    input_size: int = 640,
-    width: float = 1.0,
-    block: str = "repvgg",
-    deploy: bool = False,
-) -> Detector:
-    """YOLOv6-M. See `edgevision.models.detection.build.build_detector` for the arguments."""
-    return build_detector(YOLOV6_M, **locals())
+# each takes the arguments of `edgevision.models.detection.build.build_detector`
+yolov6_n = partial(build_detector, YOLOV6_N)
+yolov6_t = partial(build_detector, YOLOV6_T)
+yolov6_s = partial(build_detector, YOLOV6_S)
+yolov6_m = partial(build_detector, YOLOV6_M)
 
 
 def yolov6lite_s(*, num_classes: int = 80, in_channels: int = 3, input_size: int = 320, width: float = 1.0) -> Detector:
