@@ -3,7 +3,7 @@
 BCCD's own split: 205 photos to train on, 87 to judge by (1,137 cells of three classes). The network starts from random
 weights and is trained with the settings below; the photos that it is judged by choose the epoch that is kept, too, as
 there are no others. INT8 is calibrated on the training photos, without their boxes. Methods: ``default`` (after
-training) and ``qat`` (trained for integers afterwards, with itself as the teacher).
+training) and ``qat`` (trained for the engine's own integers afterwards, with itself as the teacher).
 
 ``--part speed``: least milliseconds of the network alone, FP32 and INT8 in one run.
 
@@ -69,10 +69,16 @@ def bundles_of(run: Path, method: str, data: Path) -> list[Bundle]:
     if method == "fp32":
         return ev.convert(run, precision="fp32", **common)
     if method == "qat":
-        learned = run.parent / f"{run.name}-qat"
-        ev.quantize(run, data=train, out=learned, options=QuantizeOptions(method="qat", epochs=QAT_EPOCHS))
-        return ev.convert(learned, precision="int8", **common)
+        return [bundle for engine in ENGINES for bundle in learned_for(engine, run, train, common)]
     return ev.convert(run, precision="int8", options=ConvertOptions(method=method), **common)
+
+
+def learned_for(engine: str, run: Path, train: str, common: dict[str, Any]) -> list[Bundle]:
+    """The bundle of the network that was trained for one engine's integers."""
+    learned = run.parent / f"{run.name}-qat-{engine}"
+    options = QuantizeOptions(method="qat", epochs=QAT_EPOCHS)
+    ev.quantize(run, data=train, out=learned, target=engine, options=options)
+    return ev.convert(learned, precision="int8", **{**common, "targets": [engine]})
 
 
 def judged(bundle: Bundle, data: Path) -> DetectionMetrics:
