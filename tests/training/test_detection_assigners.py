@@ -199,7 +199,8 @@ def test_padding_and_the_other_pictures_change_nothing(assign, seed):
         one = Targets(*(part[picture : picture + 1] for part in (padded.boxes, padded.labels, padded.valid)))
         alone = assign(scene.logits[picture : picture + 1], scene.boxes[picture : picture + 1], scene.points, one)
         assert torch.equal(alone.matched[0], whole.matched[picture])
-        assert torch.equal(alone.quality[0], whole.quality[picture])
+        # the last bit of a root follows where in the array a value stands, and the sixth power has six times its error
+        torch.testing.assert_close(alone.quality[0], whole.quality[picture], rtol=1e-5, atol=0.0)
 
 
 @pytest.mark.parametrize("assign", ASSIGNERS)
