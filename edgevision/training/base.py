@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 import safetensors.torch
+import torch
 from torch import nn
 
 from edgevision.checkpoint import WEIGHTS, Checkpoint
@@ -19,16 +21,25 @@ from edgevision.files import sha256_bytes
 from edgevision.progress import Progress
 from edgevision.training.checkpointing import RunProgress, TrainingState
 from edgevision.training.config import NOT_PART_OF_THE_RUN, RunConfig
-from edgevision.training.distributed import Processes
+from edgevision.training.distributed import Processes, processes
 from edgevision.training.folder import RunFolder
 from edgevision.training.inputs import architecture_of
 from edgevision.training.loop import BaseTrainer
 from edgevision.training.metrics import MetricsLog, Row
 from edgevision.training.source import Source
+from edgevision.training.threads import torch_threads
 
 T = TypeVar("T", bound=BaseTrainer)
 S = TypeVar("S", bound=Source)
 C = TypeVar("C", bound=RunConfig)
+
+
+@contextmanager
+def prepared(device: str | None, threads: int | None) -> Iterator[Processes]:
+    """The processes of a run. The caller's random numbers and threads go on as if no training had taken place."""
+    seeded = [] if device == "cpu" else list(range(torch.cuda.device_count()))
+    with processes(device) as group, torch.random.fork_rng(devices=seeded), torch_threads(threads):
+        yield group
 
 
 @dataclass
@@ -60,6 +71,11 @@ class Run(ABC, Generic[T, S, C]):
     @abstractmethod
     def metrics(self, progress: RunProgress) -> dict[str, float | None]:
         """What the checkpoint says of the network it keeps."""
+
+    @property
+    def history(self) -> tuple[str, ...]:
+        """What was done to the network before, the checkpoint's changes that it begins with included."""
+        return self.changes if self.begun is None else (*self.begun.changes, *self.changes)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -126,7 +142,7 @@ class Run(ABC, Generic[T, S, C]):
         return {
             "config": config,
             "architecture": json.loads(json.dumps(architecture_of(self.model))),
-            "changes": list(self.changes),
+            "changes": list(self.history),
             "initial_statistics": _buffers_digest(self.model),
             "data": _data_identity(self.training),
             "validation": _data_identity(self.validation),
@@ -189,7 +205,7 @@ class Run(ABC, Generic[T, S, C]):
             classes=classes,
             task=self.task,
             # more of the same is no other step
-            changes=self.changes if self.changes[-1:] == (self.done,) else (*self.changes, self.done),
+            changes=self.history if self.history[-1:] == (self.done,) else (*self.history, self.done),
             metrics=metrics,
         )
 

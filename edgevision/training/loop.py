@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,14 +25,10 @@ from edgevision.training.checkpointing import (
 from edgevision.training.config import RunConfig, TrainConfig
 from edgevision.training.distributed import Processes
 from edgevision.training.ema import ExponentialMovingAverage
+from edgevision.training.meter import Meter, OnStep
 from edgevision.training.optimizers import create_optimizer
 from edgevision.training.schedules import learning_rate
 from edgevision.training.source import ImageSource, IntArray, Normalizer, epoch_plan
-
-# on a GPU, and between processes, looking at a loss costs a wait: look at this many together
-LOSSES_PER_LOOK = 20
-
-OnStep = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
@@ -255,20 +249,28 @@ class Trainer(BaseTrainer):
         """
         network = self.begin(epoch)
         plan = self.share(epoch_plan(self.config.seed, epoch, len(self.source), self.batch_size))
-        meter = _Meter(self, epoch, on_step)
+        meter = Meter(self, epoch, on_step, self._described)
         lr = self.config.lr
         for step, (pixels, labels) in enumerate(self.source.read_ahead(lambda rows: self._read(rows, epoch), plan)):
             lr = self.set_rate(epoch, step)
-            meter.add(*self._step(network, pixels, labels, epoch, step))
+            meter.add(self._step(network, pixels, labels, epoch, step))
         self.end()
-        return meter.result(lr)
+        means, speed, seconds = meter.finish()
+        return EpochResult(means["loss"], self._accuracy(means), lr, speed, seconds)
+
+    def _accuracy(self, means: Mapping[str, float]) -> float:
+        """Share of right answers: they are counted by process, and the batch is that of all together."""
+        return means["correct"] * self.processes.world_size / self.batch_size
+
+    def _described(self, means: Mapping[str, float]) -> str:
+        return f"loss {means['loss']:.3f}  accuracy {self._accuracy(means):.1%}"
 
     def _read(self, indices: IntArray, epoch: int) -> tuple[UInt8Array, IntArray]:
         return self.augment(self.source.pixels(indices), indices, epoch), self.source.labels[indices]
 
     def _step(
         self, network: nn.Module, pixels: UInt8Array, classes: IntArray, epoch: int, step: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> dict[str, Tensor]:
         images = self.normalize(pixels, self.memory_format)
         labels = torch.from_numpy(classes).to(self.processes.device, non_blocking=True)
         mix = draw_mix(self.config, epoch, step, images.shape[2], images.shape[3])
@@ -276,7 +278,7 @@ class Trainer(BaseTrainer):
             images = mix.images(images)
         loss, correct = self._loss(network, images, labels, mix)
         self.descend(loss, epoch, step)
-        return loss.detach(), correct
+        return {"loss": loss.detach(), "correct": correct}
 
     def _loss(self, network: nn.Module, images: Tensor, labels: Tensor, mix: Mix | None) -> tuple[Tensor, Tensor]:
         """The loss of a batch as the network sees it, and how many answers are right."""
@@ -290,62 +292,6 @@ class Trainer(BaseTrainer):
         logits, features = outputs
         loss, correct = classification_loss(logits.float(), labels, mix, smoothing)
         return distiller.label_weight * loss + distiller.loss(logits, features, taught), correct
-
-
-class _Meter:
-    """Adds up losses and answers, looking at them only every few steps where looking costs."""
-
-    def __init__(self, trainer: Trainer, epoch: int, on_step: OnStep) -> None:
-        self.trainer = trainer
-        self.epoch = epoch
-        self.on_step = on_step
-        alone_on_cpu = trainer.processes.device.type == "cpu" and trainer.processes.world_size == 1
-        self.window = 1 if alone_on_cpu else LOSSES_PER_LOOK
-        self.waiting: list[tuple[Tensor, Tensor]] = []
-        self.steps = 0
-        self.loss = self.correct = 0.0
-        self.start = time.perf_counter()
-
-    def add(self, loss: Tensor, correct: Tensor) -> None:
-        self.waiting.append((loss, correct))
-        if len(self.waiting) >= self.window:
-            self._look()
-
-    def _look(self) -> None:
-        losses, correct = (torch.stack(values).double() for values in zip(*self.waiting, strict=True))
-        # summed over the processes, so that all of them stop when one has lost its numbers
-        sums = self.trainer.processes.sum(torch.cat([losses, correct]))
-        count = len(self.waiting)
-        world_size = self.trainer.processes.world_size
-        for position, loss in enumerate(value / world_size for value in sums[:count]):
-            if not math.isfinite(loss):
-                raise diverged(self.trainer, self.epoch, self.steps + position, loss)
-            self.loss += loss
-        self.correct += sum(sums[count:])
-        self.steps += count
-        self.waiting.clear()
-        seen = self.steps * self.trainer.batch_size
-        self.on_step(
-            count,
-            f"loss {self.loss / self.steps:.3f}  accuracy {self.correct / seen:.1%}  "
-            f"{seen / (time.perf_counter() - self.start):,.0f} images/s",
-        )
-
-    def result(self, lr: float) -> EpochResult:
-        if self.waiting:
-            self._look()
-        seen = self.steps * self.trainer.batch_size
-        seconds = time.perf_counter() - self.start
-        return EpochResult(self.loss / self.steps, self.correct / seen, lr, seen / seconds, seconds)
-
-
-def diverged(trainer: BaseTrainer, epoch: int, step: int, loss: float) -> TrainingError:
-    """What to say when the loss of a step (from 0) is no number any more."""
-    lr = learning_rate(trainer.run, epoch * trainer.steps_per_epoch + step, trainer.steps_per_epoch)
-    return TrainingError(
-        f"the loss became {loss} at step {step + 1} of epoch {epoch + 1} (learning rate {lr:.3g}): "
-        f"use a lower lr than {trainer.run.lr:g}, a longer warm-up (warmup_epochs), or grad_clip = 1"
-    )
 
 
 def classification_loss(

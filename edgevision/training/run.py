@@ -9,7 +9,6 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-import torch
 from torch import nn
 
 from edgevision.checkpoint import Checkpoint, is_checkpoint
@@ -20,16 +19,14 @@ from edgevision.distillation.distiller import Lesson
 from edgevision.distillation.teacher import Teacher, open_teacher
 from edgevision.errors import UsageError
 from edgevision.preprocess import Preprocess
-from edgevision.training.base import Run
+from edgevision.training.base import Run, prepared
 from edgevision.training.checkpointing import RunProgress
 from edgevision.training.config import RunConfig, TrainConfig, recipe_for
-from edgevision.training.distributed import processes
 from edgevision.training.folder import RunFolder
 from edgevision.training.inputs import architecture_of, check_classes, check_preprocess, default_preprocess, hold_out
 from edgevision.training.loop import EpochResult, Trainer, evaluate
 from edgevision.training.metrics import COLUMNS, Row
 from edgevision.training.source import ImageSource
-from edgevision.training.threads import torch_threads
 
 
 def train(
@@ -112,15 +109,12 @@ def train(
     config = config or recipe_for(training.name, input_size=input_size)
     if epochs is not None and epochs != config.epochs:
         config = config.with_epochs(epochs)
-    seeded_devices = [] if device == "cpu" else list(range(torch.cuda.device_count()))
-    # the caller's random numbers go on as if no training had taken place
-    with processes(device) as group, torch.random.fork_rng(devices=seeded_devices), torch_threads(config.threads):
+    with prepared(device, config.threads) as group:
         sources = (
             ImageSource(training, preprocess, workers=config.workers),
             ImageSource(validation, preprocess, workers=config.workers),
         )
-        history = changes if begun is None else (*begun.changes, *changes)
-        run = ClassificationRun(model, *sources, config, RunFolder(out), group, history, begun, lesson)
+        run = ClassificationRun(model, *sources, config, RunFolder(out), group, changes, begun, lesson)
         return run.execute(resume)
 
 

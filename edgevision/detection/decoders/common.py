@@ -58,6 +58,46 @@ def rows_of(decoder: str, outputs: Outputs, count: int, least: int, expected: st
     return rows
 
 
+def class_rows(
+    decoder: str,
+    outputs: Outputs,
+    count: int,
+    others: int,
+    num_classes: int | None,
+    *,
+    values: str,
+    places: str,
+    channels_first: bool = False,
+) -> Array:
+    """`rows_of` for predictions of ``others`` values and one more for each class: ``[B, others + classes, count]``.
+
+    Args:
+        decoder: its name, for messages.
+        outputs: of the network.
+        count: how many predictions there are.
+        others: values of a prediction besides those of the classes.
+        num_classes: where it is known, other outputs are refused.
+        values: the values of a prediction in words, for messages.
+        places: where predictions lie in words, for messages.
+        channels_first: the usual layout.
+
+    Raises:
+        EngineError: the network gives something else.
+    """
+    width = values if num_classes is None else str(others + num_classes)
+    shape = f"{width}, {count}" if channels_first else f"{count}, {width}"
+    expected = f"one output [B, {shape}] ({places})"
+    rows = rows_of(decoder, outputs, count, others + 1, expected, channels_first=channels_first)
+    if num_classes not in (None, rows.shape[1] - others):
+        raise refuse(decoder, outputs, expected)
+    return rows
+
+
+def at_strides(size: tuple[int, int], strides: Sequence[int]) -> str:
+    """Where predictions lie, in words."""
+    return f"strides {', '.join(map(str, strides))} of {size[0]}x{size[1]}"
+
+
 def cells(size: tuple[int, int], strides: Sequence[int]) -> list[tuple[int, int]]:
     """Rows and columns of the feature map of each stride, as padded convolutions make them.
 

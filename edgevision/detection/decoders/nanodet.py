@@ -13,7 +13,7 @@ import numpy as np
 from edgevision.detection.boxes import Array
 from edgevision.detection.candidates import Candidates
 from edgevision.detection.decoders import Family, Outputs
-from edgevision.detection.decoders.common import grid, pick, refuse, rows_of, softmax
+from edgevision.detection.decoders.common import at_strides, class_rows, grid, pick, softmax
 from edgevision.preprocess import Preprocess
 
 _STRIDES = (8, 16, 32, 64)
@@ -55,12 +55,8 @@ def _rows(
 ) -> Array:
     """The output as ``[B, C + 4·(reg_max + 1), N]``."""
     sides = 4 * (reg_max + 1)
-    values = f"classes + {sides}" if num_classes is None else str(num_classes + sides)
-    expected = f"one output [B, {count}, {values}] (strides {', '.join(map(str, strides))} of {size[0]}x{size[1]})"
-    rows = rows_of("nanodet", outputs, count, sides + 1, expected, channels_first=False)
-    if num_classes not in (None, rows.shape[1] - sides):
-        raise refuse("nanodet", outputs, expected)
-    return rows
+    places = at_strides(size, strides)
+    return class_rows("nanodet", outputs, count, sides, num_classes, values=f"classes + {sides}", places=places)
 
 
 def count_classes(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from edgevision.detection.boxes import Array
 from edgevision.detection.candidates import Candidates
 from edgevision.detection.decoders import Family, Outputs
-from edgevision.detection.decoders.common import cells, objects, refuse, rows_of
+from edgevision.detection.decoders.common import at_strides, cells, class_rows, objects
 from edgevision.preprocess import Preprocess
 
 
@@ -44,13 +44,8 @@ def _rows(
 ) -> Array:
     """The output as ``[B, 5 + C, N]``."""
     count = anchors * sum(rows * columns for rows, columns in cells(size, strides))
-    values = "5 + classes" if num_classes is None else str(5 + num_classes)
-    places = f"{anchors} at each cell of strides {', '.join(map(str, strides))} of {size[0]}x{size[1]}"
-    expected = f"one output [B, {count}, {values}] ({places})"
-    rows = rows_of("yolov5", outputs, count, 6, expected, channels_first=False)
-    if num_classes not in (None, rows.shape[1] - 5):
-        raise refuse("yolov5", outputs, expected)
-    return rows
+    places = f"{anchors} at each cell of {at_strides(size, strides)}"
+    return class_rows("yolov5", outputs, count, 5, num_classes, values="5 + classes", places=places)
 
 
 def count_classes(

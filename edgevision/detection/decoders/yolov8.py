@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from edgevision.detection.boxes import Array
 from edgevision.detection.candidates import Candidates
 from edgevision.detection.decoders import Family, Outputs
-from edgevision.detection.decoders.common import cells, pick, refuse, rows_of
+from edgevision.detection.decoders.common import at_strides, cells, class_rows, pick
 from edgevision.preprocess import Preprocess
 
 
@@ -40,12 +40,10 @@ def decode(
 def _rows(outputs: Outputs, size: tuple[int, int], strides: Sequence[int], num_classes: int | None) -> Array:
     """The output as ``[B, 4 + C, N]``."""
     count = sum(rows * columns for rows, columns in cells(size, strides))
-    values = "4 + classes" if num_classes is None else str(4 + num_classes)
-    expected = f"one output [B, {values}, {count}] (strides {', '.join(map(str, strides))} of {size[0]}x{size[1]})"
-    rows = rows_of("yolov8", outputs, count, 5, expected, channels_first=True)
-    if num_classes not in (None, rows.shape[1] - 4):
-        raise refuse("yolov8", outputs, expected)
-    return rows
+    return class_rows(
+        "yolov8", outputs, count, 4, num_classes, values="4 + classes", places=at_strides(size, strides),
+        channels_first=True,
+    )  # fmt: skip
 
 
 def count_classes(outputs: Outputs, size: tuple[int, int], *, strides: Sequence[int] = (8, 16, 32), **_: object) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from edgevision.detection.boxes import Array
 from edgevision.detection.candidates import Candidates
 from edgevision.detection.decoders import Family, Outputs
-from edgevision.detection.decoders.common import MAX_EXPONENT, grid, objects, refuse, rows_of
+from edgevision.detection.decoders.common import MAX_EXPONENT, at_strides, class_rows, grid, objects
 from edgevision.preprocess import Preprocess
 
 
@@ -51,12 +51,8 @@ def _rows(
     outputs: Outputs, size: tuple[int, int], strides: Sequence[int], num_classes: int | None, count: int
 ) -> Array:
     """The output as ``[B, 5 + C, N]``."""
-    values = "5 + classes" if num_classes is None else str(5 + num_classes)
-    expected = f"one output [B, {count}, {values}] (strides {', '.join(map(str, strides))} of {size[0]}x{size[1]})"
-    rows = rows_of("yolox", outputs, count, 6, expected, channels_first=False)
-    if num_classes not in (None, rows.shape[1] - 5):
-        raise refuse("yolox", outputs, expected)
-    return rows
+    places = at_strides(size, strides)
+    return class_rows("yolox", outputs, count, 5, num_classes, values="5 + classes", places=places)
 
 
 def count_classes(outputs: Outputs, size: tuple[int, int], *, strides: Sequence[int] = (8, 16, 32), **_: object) -> int:

@@ -20,7 +20,6 @@ BACKBONES = Registry(
     "backbone",
     "edgevision.detection.backbones",
     {
-        "csp_bep": "edgevision.models.detection.backbones.efficientrep:CSPBepPyramid",
         "darknet53": "edgevision.models.detection.darknet:Darknet53",
         "darknet_tiny": "edgevision.models.detection.darknet:DarknetTiny",
         "efficientrep": "edgevision.models.detection.backbones.efficientrep:EfficientRepPyramid",

@@ -38,7 +38,7 @@ YOLOV6_S = DetectorConfig(
 )
 
 YOLOV6_M = DetectorConfig(
-    backbone={"name": "csp_bep", "depth": 0.60, "scale": 0.75, "pooling": "sppf", "expansion": 2 / 3},
+    backbone={"name": "efficientrep", "depth": 0.60, "scale": 0.75, "pooling": "sppf", "expansion": 2 / 3},
     neck={"name": "rep_bi_pan", "depth": 0.60, "scale": 0.75, "expansion": 2 / 3},
     head={"name": "decoupled", "reg_max": 16},
     norm=NORM,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +19,9 @@ from edgevision.training.detection.source import Batch, TrainingPictures, Valida
 from edgevision.training.detection.targets import Targets
 from edgevision.training.distributed import Processes
 from edgevision.training.inputs import architecture_of
-from edgevision.training.loop import LOSSES_PER_LOOK, BaseTrainer, autocast_dtype, diverged, memory_format
+from edgevision.training.loop import BaseTrainer, autocast_dtype, memory_format
+from edgevision.training.meter import Meter, OnStep
 from edgevision.training.source import epoch_plan
-
-OnStep = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ class DetectorTrainer(BaseTrainer):
         """
         network = self.begin(epoch)
         plan = self.share(epoch_plan(self.config.seed, epoch, len(self.source), self.batch_size))
-        meter = LossMeter(self, epoch, on_step)
+        meter = Meter(self, epoch, on_step, _described)
         lr = self.config.lr
         batches = self.source.batches(
             self.config,
@@ -107,7 +104,8 @@ class DetectorTrainer(BaseTrainer):
             self.descend(losses["loss"], epoch, step)
             meter.add({name: value.detach() for name, value in losses.items()})
         self.end()
-        return meter.result(lr)
+        means, speed, seconds = meter.finish()
+        return DetectionEpoch(means, lr, speed, seconds)
 
     def _losses(self, network: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
         images = self.normalize(batch.pixels, self.memory_format)
@@ -126,6 +124,10 @@ class DetectorTrainer(BaseTrainer):
 
         detections = detect(network, source, self.batch_size, self.processes.device, on_batch=add)
         return DetectionValidation(total / len(source), judge(network, source, detections), detections)
+
+
+def _described(means: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.3f}" for name, value in means.items())
 
 
 @torch.no_grad()
@@ -168,54 +170,6 @@ def judge(network: nn.Module, source: ValidationPictures, detections: list[Detec
     count = int(architecture_of(network)["arguments"]["num_classes"])
     crowds = crowd_regions(source.dataset)
     return mean_average_precision(source.boxes, detections, count, classes=source.dataset.classes, crowds=crowds)
-
-
-class LossMeter:
-    """Adds up losses by their parts, looking at them only every few steps where looking costs."""
-
-    def __init__(self, trainer: DetectorTrainer, epoch: int, on_step: OnStep) -> None:
-        self.trainer = trainer
-        self.epoch = epoch
-        self.on_step = on_step
-        alone_on_cpu = trainer.processes.device.type == "cpu" and trainer.processes.world_size == 1
-        self.window = 1 if alone_on_cpu else LOSSES_PER_LOOK
-        self.waiting: list[dict[str, Tensor]] = []
-        self.sums: dict[str, float] = {}
-        self.steps = 0
-        self.start = time.perf_counter()
-
-    def add(self, losses: dict[str, Tensor]) -> None:
-        """Take in a step."""
-        self.waiting.append(losses)
-        if len(self.waiting) >= self.window:
-            self._look()
-
-    def _look(self) -> None:
-        names = list(self.waiting[0])
-        stacked = torch.stack([torch.stack([losses[name] for name in names]) for losses in self.waiting]).double()
-        # summed over the processes, so that all of them stop when one has lost its numbers
-        processes = self.trainer.processes
-        values = torch.tensor(processes.sum(stacked.flatten())).reshape(len(self.waiting), -1) / processes.world_size
-        for position, step in enumerate(values.tolist()):
-            if not all(math.isfinite(value) for value in step):
-                raise diverged(self.trainer, self.epoch, self.steps + position, step[0])
-            for name, value in zip(names, step, strict=True):
-                self.sums[name] = self.sums.get(name, 0.0) + value
-        count = len(self.waiting)
-        self.steps += count
-        self.waiting.clear()
-        parts = "  ".join(f"{name} {value / self.steps:.3f}" for name, value in self.sums.items())
-        self.on_step(count, f"{parts}  {self._speed():,.0f} images/s")
-
-    def _speed(self) -> float:
-        return self.steps * self.trainer.batch_size / (time.perf_counter() - self.start)
-
-    def result(self, lr: float) -> DetectionEpoch:
-        """Means over the steps."""
-        if self.waiting:
-            self._look()
-        means = {name: value / self.steps for name, value in self.sums.items()}
-        return DetectionEpoch(means, lr, self._speed(), time.perf_counter() - self.start)
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:

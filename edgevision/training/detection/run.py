@@ -19,17 +19,15 @@ from edgevision.data.datasets import complaints
 from edgevision.errors import DataError, TrainingError, UsageError
 from edgevision.models import create_model
 from edgevision.preprocess import PRESETS, Preprocess
-from edgevision.training.base import Run
+from edgevision.training.base import Run, prepared
 from edgevision.training.checkpointing import RunProgress
 from edgevision.training.config import RunConfig
 from edgevision.training.detection.config import DetectionConfig, recipe_for_boxes
 from edgevision.training.detection.loop import DetectorTrainer
 from edgevision.training.detection.source import TrainingPictures, ValidationPictures, tell
-from edgevision.training.distributed import processes
 from edgevision.training.folder import RunFolder
 from edgevision.training.inputs import HOLD_OUT_EVERY, architecture_of, check_preprocess
 from edgevision.training.metrics import Row
-from edgevision.training.threads import torch_threads
 
 FIGURES = ("map", "map50", "map75", "map_small", "map_medium", "map_large", "recall")
 LOSSES = ("loss", "class", "box", "dfl", "objectness")
@@ -76,14 +74,12 @@ def train_detector(
     if preprocess is None:
         preprocess = begun.preprocess if begun is not None else detection_preprocess(arguments)
     check_preprocess(preprocess, model)
-    seeded_devices = [] if device == "cpu" else list(range(torch.cuda.device_count()))
-    with processes(device) as group, torch.random.fork_rng(devices=seeded_devices), torch_threads(config.threads):
+    with prepared(device, config.threads) as group:
         sources = (
             TrainingPictures(training, preprocess, arguments["num_classes"], workers=config.workers),
             ValidationPictures(validation, preprocess, arguments["num_classes"], workers=config.workers),
         )
-        history = changes if begun is None else (*begun.changes, *changes)
-        return DetectionRun(model, *sources, config, RunFolder(out), group, history, begun).execute(resume)
+        return DetectionRun(model, *sources, config, RunFolder(out), group, changes, begun).execute(resume)
 
 
 def _settings(config: RunConfig | None, epochs: int | None, pictures: int) -> DetectionConfig:
