@@ -63,13 +63,13 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}: choose from {', '.join(sorted(valid))}"
 
 
-def check_keys(kind: str, keys: Iterable[object], valid: Iterable[str]) -> None:
+def check_keys(kind: str, keys: Iterable[object], valid: Iterable[str], *, where: str = "") -> None:
     """Refuse keys of a table that do not exist.
 
     Raises:
-        UsageError: the first such key; the message, of a ``kind``, names the near ones.
+        UsageError: the first such key; the message, of a ``kind`` and behind ``where``, names the near ones.
     """
     known = list(valid)
     for key in keys:
         if key not in known:
-            raise UsageError(unknown_name(kind, str(key), known))
+            raise UsageError(where + unknown_name(kind, str(key), known))

@@ -202,7 +202,9 @@ def open_data(data: str | Path | Dataset, split: str | None, *, images: str | Pa
 
 def _check_judgeable(dataset: Dataset, task: str) -> None:
     if task == "detection":
-        if not len(dataset) or dataset[0].boxes is None:
+        from edgevision_benchmarks.detection_accuracy import has_boxes
+
+        if not has_boxes(dataset):
             raise UsageError(
                 f"{dataset.name} does not say what objects its pictures hold, so there is nothing to judge a detector "
                 "by; give boxes (coco:… or voc:…) or a reference"

@@ -18,6 +18,7 @@ from edgevision_benchmarks.ratio import (
     ratio_of_medians,
     unpaired_difference,
 )
+from edgevision_benchmarks.report.layout import thread_count
 from edgevision_benchmarks.report.report import Report
 from edgevision_benchmarks.result import Result
 
@@ -47,8 +48,8 @@ class Key:
 
     def __str__(self) -> str:
         packed = f", {self.compression}" if self.compression else ""
-        threads = "threads by the engine" if self.threads == 0 else f"{self.threads} thread{'s' * (self.threads > 1)}"
         batch = f", batch {self.batch}" if self.batch > 1 else ""
+        threads = thread_count(self.threads)
         return f"{self.model} {self.target} {self.precision}{packed}, {threads}{batch} on {self.device}"
 
 

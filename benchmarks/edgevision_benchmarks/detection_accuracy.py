@@ -133,14 +133,16 @@ def _runs(
     if session.postprocess is None:
         raise UsageError(f"{session.bundle.manifest.name} does not say how its outputs become boxes; convert it again")
     own = evaluation_postprocess(session.postprocess)
+    others = None if reference is None else reference.postprocess
+    theirs = None if others is None else evaluation_postprocess(others)
     with Progress(f"evaluating {session.bundle.manifest.name}", len(dataset)) as progress:
         for start in range(0, len(dataset), batch_size):
             images = [dataset[index].image for index in range(start, min(start + batch_size, len(dataset)))]
             found, bad = _detections(session, own, images)
             other = None
             if reference is not None:
-                assert reference.postprocess is not None
-                other, _ = _detections(reference, evaluation_postprocess(reference.postprocess), images)
+                assert theirs is not None
+                other, _ = _detections(reference, theirs, images)
             yield found, other, bad
             progress.advance(len(images))
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from edgevision.bundle import Bundle
 from edgevision.dependencies import require
+from edgevision.runtime.openvino import capabilities, properties
 
 Feed = Mapping[str, npt.NDArray[Any]]
 Layer = dict[str, Any]
@@ -75,18 +76,8 @@ def _openvino(bundle: Bundle, feed: Feed, threads: int, runs: int) -> dict[tuple
     core = ov.Core()
     model = core.read_model(bundle.engine_file("model"), bundle.engine_file("weights"))
     model.reshape({name: list(array.shape) for name, array in feed.items()})
-    settings: dict[str, Any] = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": "1",
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERF_COUNT": True,
-    }
-    if threads:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if bundle.manifest.precision == "fp16" and "FP16" in [str(name) for name in capabilities]:
-        settings["INFERENCE_PRECISION_HINT"] = "f16"
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    settings = properties(bundle.manifest.precision, threads, lambda: capabilities(core))
+    request = core.compile_model(model, "CPU", {**settings, "PERF_COUNT": True}).create_infer_request()
     times: dict[tuple[str, str], list[float]] = {}
     for number in range(WARM_UP + runs):
         request.infer(feed)

@@ -31,6 +31,17 @@ def shared_and_union(first: Array, second: Array) -> tuple[Array, Array]:
     return shared, areas(first)[:, None] + areas(second)[None, :] - shared
 
 
+def greedy_pairs(overlap: Array, least: float) -> list[tuple[int, int]]:
+    """Row after row of ``overlap`` ``[N, M]`` takes the free column it overlaps most, from ``least`` on."""
+    free, pairs = overlap.copy(), []
+    for row in range(len(free) if free.shape[1] else 0):
+        best = int(free[row].argmax())
+        if free[row, best] >= least:
+            pairs.append((row, best))
+            free[:, best] = -1.0
+    return pairs
+
+
 def areas(boxes: Array) -> Array:
     """Areas ``[N]`` of boxes ``[N, 4]``; 0 where right or bottom lies before left or top."""
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)

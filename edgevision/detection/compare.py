@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgevision.detection.boxes import iou_matrix
+from edgevision.detection.boxes import greedy_pairs, iou_matrix
 from edgevision.detection.detections import Detections
 from edgevision.detection.evaluation import FoundBoxes
 from edgevision.errors import UsageError
@@ -100,16 +100,8 @@ def partners(first: FoundBoxes, second: FoundBoxes, *, iou: float = PARTNER_IOU)
     order = np.argsort(-np.asarray(first.scores), kind="stable")
     overlap = iou_matrix(np.asarray(first.boxes).reshape(-1, 4), np.asarray(second.boxes).reshape(-1, 4))
     same = np.asarray(first.labels).reshape(-1, 1) == np.asarray(second.labels).reshape(1, -1)
-    free = np.where(same, overlap, -1.0)
-    pairs: list[tuple[int, int, float]] = []
-    if not free.size:
-        return pairs
-    for index in order.tolist():
-        best = int(free[index].argmax())
-        if free[index, best] >= iou:
-            pairs.append((index, best, float(free[index, best])))
-            free[:, best] = -1.0
-    return pairs
+    pairs = [(int(order[row]), best) for row, best in greedy_pairs(np.where(same, overlap, -1.0)[order], iou)]
+    return [(index, best, float(overlap[index, best])) for index, best in pairs]
 
 
 def compare_detections(
@@ -232,19 +224,10 @@ def _within(matched: float | None, mean_iou: float | None, limits: DetectionLimi
     return matched >= limits.matched and (mean_iou or 0.0) >= limits.mean_iou
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """Some of the boxes of one picture."""
-
-    boxes: npt.NDArray[Any]
-    scores: npt.NDArray[Any]
-    labels: npt.NDArray[Any]
-
-
-def _above(found: FoundBoxes, score: float) -> _Chosen:
+def _above(found: FoundBoxes, score: float) -> Detections:
     # false for NaN too
     kept = np.asarray(found.scores) >= score
-    return _Chosen(np.asarray(found.boxes)[kept], np.asarray(found.scores)[kept], np.asarray(found.labels)[kept])
+    return Detections(np.asarray(found.boxes)[kept], np.asarray(found.scores)[kept], np.asarray(found.labels)[kept])
 
 
 def _best(found: Sequence[FoundBoxes]) -> float:

@@ -241,7 +241,7 @@ def confusion_matrix(
     Raises:
         UsageError: the sequences differ in length.
     """
-    from edgevision.detection.boxes import iou_matrix
+    from edgevision.detection.boxes import greedy_pairs, iou_matrix
 
     if len(ground_truth) != len(detections):
         raise UsageError(f"got objects of {len(ground_truth)} pictures and detections of {len(detections)}")
@@ -251,17 +251,11 @@ def confusion_matrix(
         order = order[np.asarray(found.scores)[order] >= confidence]
         xyxy = np.asarray(truth.xyxy, np.float32).reshape(-1, 4)
         overlap = iou_matrix(np.asarray(found.boxes, np.float32).reshape(-1, 4)[order], xyxy)
-        free = np.ones(len(truth.labels), bool)
-        for row, label in zip(overlap, np.asarray(found.labels)[order], strict=True):
-            candidates = np.where(free, row, -1.0)
-            best = int(candidates.argmax()) if len(candidates) else -1
-            if best >= 0 and candidates[best] >= iou:
-                free[best] = False
-                matrix[int(truth.labels[best]), int(label)] += 1
-            else:
-                matrix[num_classes, int(label)] += 1
-        for label in np.asarray(truth.labels)[free]:
-            matrix[int(label), num_classes] += 1
+        taken = dict(greedy_pairs(overlap, iou))
+        for row, label in enumerate(np.asarray(found.labels)[order].tolist()):
+            matrix[int(truth.labels[taken[row]]) if row in taken else num_classes, label] += 1
+        for index, label in enumerate(np.asarray(truth.labels).tolist()):
+            matrix[label, num_classes] += index not in taken.values()
     return matrix
 
 

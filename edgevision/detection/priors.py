@@ -17,6 +17,7 @@ from PIL import Image
 from edgevision.data import open_dataset
 from edgevision.data.base import Dataset
 from edgevision.detection.boxes import Array
+from edgevision.detection.decoders.yolov3 import ANCHORS
 from edgevision.errors import DataError, UsageError
 from edgevision.images import to_image
 from edgevision.progress import track
@@ -24,9 +25,7 @@ from edgevision.progress import track
 Sides: TypeAlias = "npt.NDArray[np.float64]"
 
 # YOLOv3, section 2.3: width and height in pixels of an input of 416 × 416, found on COCO
-COCO_PRIORS = (
-    (10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326),
-)  # fmt: skip
+COCO_PRIORS = tuple(prior for level in ANCHORS for prior in level)
 
 # seeds are compared on so many boxes at most; the best goes on with all
 SAMPLE = 20_000

@@ -14,7 +14,7 @@ from edgevision.devices import sensors
 from edgevision.devices.cpu import cpu_info
 from edgevision.devices.energy import counted_joules, energy_counters, integrated_joules, power
 from edgevision.devices.nvml import gpu_readings
-from edgevision.devices.sensors import Reading, guarded, number, text
+from edgevision.devices.sensors import Reading, guarded, memory_available, text
 
 # others may use this share of the machine before they are a busy neighbour: daemons and the kernel always run a little
 _NEIGHBOUR_SHARE = 0.05
@@ -119,7 +119,7 @@ def read_conditions(root: Path = Path("/"), *, quick: bool = False) -> Condition
         power_w=guarded(lambda: power(root, commands=not quick)),
         load_average=guarded(lambda: _load_average(root)),
         cpu_time_s=guarded(lambda: _cpu_time(root)),
-        memory_available_bytes=guarded(lambda: _memory_available(root)),
+        memory_available_bytes=guarded(lambda: memory_available(root)),
         gpu=guarded(lambda: gpu_readings(root)),
     )
 
@@ -298,14 +298,3 @@ def _cpu_time(root: Path) -> Reading:
         },
         "s",
     )
-
-
-def _memory_available(root: Path) -> Reading:
-    for line in (text(root / "proc/meminfo") or "").splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
-            limit, used = number(root / "sys/fs/cgroup/memory.max"), number(root / "sys/fs/cgroup/memory.current")
-            if limit is not None and used is not None:
-                available = min(available, max(0, limit - used))
-            return Reading(available, "bytes")
-    return Reading(unit="bytes", why="/proc/meminfo does not tell")

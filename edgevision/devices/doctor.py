@@ -10,7 +10,7 @@ from edgevision.devices.environment import environment
 from edgevision.devices.gpu import nvidia_gpus
 from edgevision.devices.jetpack import jetpack_of, l4t_release
 from edgevision.devices.registry import recognize
-from edgevision.devices.runtimes import RUNTIMES, import_doubt, machine_findings, runtime
+from edgevision.devices.runtimes import RUNTIMES, doubt_lines, import_doubt, machine_findings, runtime
 from edgevision.devices.verdicts import Verdict, verdicts
 
 __all__ = ["RUNTIMES", "Verdict", "describe", "doctor", "doubts", "try_imports", "verdicts"]
@@ -81,20 +81,16 @@ def describe(report: dict[str, Any]) -> str:
     for gpu in machine["gpus"]:
         major, minor = gpu["compute_capability"]
         lines.append(f"  GPU           {gpu['name']}, compute capability {major}.{minor}")
-    lines += _doubt_lines(report["findings"])
+    lines += doubt_lines(report["findings"])
     lines.append("")
     for name, runtime_report in report["runtimes"].items():
         missing = f"missing: {runtime_report['install']}"
         state = f"{runtime_report['version'] or 'installed'}" if runtime_report["installed"] else missing
         verdict = report["targets"][name]
         answer = {True: "INT8 should help", False: "INT8 should not help", None: "INT8: measure it"}
-        lines += [f"{name} {state}", *_doubt_lines(runtime_report["doubts"])]
+        lines += [f"{name} {state}", *doubt_lines(runtime_report["doubts"])]
         lines.append(f"  {answer[verdict['int8_expected_to_help']]}: {verdict['why']}")
     return "\n".join(lines)
-
-
-def _doubt_lines(found: list[dict[str, str]]) -> list[str]:
-    return [line for doubt in found for line in (f"  ! {doubt['what']}", f"    to mend it: {doubt['mend']}")]
 
 
 # label, key in the environment, unit

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgevision.devices.cpu import cpu_info
 from edgevision.devices.gpu import nvidia_gpus
+from edgevision.devices.sensors import number, text
 
 # distributions whose version explains a number; looked up by metadata, never imported
 PACKAGES = (
@@ -100,7 +101,7 @@ def board(root: Path = Path("/")) -> dict[str, Any]:
 def clock(root: Path = Path("/")) -> dict[str, Any]:
     """Clock of each core now, MHz: from cpufreq, else from /proc/cpuinfo."""
     paths = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
-    values = [value / 1000 for path in sorted(paths) if (value := _number(path)) is not None]
+    values = [value / 1000 for path in sorted(paths) if (value := number(path)) is not None]
     if not values:
         values = _cpuinfo_clocks(root)
     return reading([round(value) for value in values]) if values else no_reading("the kernel shows no clock")
@@ -109,14 +110,14 @@ def clock(root: Path = Path("/")) -> dict[str, Any]:
 def max_clock(root: Path = Path("/")) -> dict[str, Any]:
     """Highest clock of any core, MHz."""
     paths = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/cpuinfo_max_freq")
-    values = [value / 1000 for path in paths if (value := _number(path)) is not None]
+    values = [value / 1000 for path in paths if (value := number(path)) is not None]
     return reading(round(max(values))) if values else no_reading("no cpufreq (usual in virtual machines)")
 
 
 def governor(root: Path = Path("/")) -> dict[str, Any]:
     """Frequency governors in use; ``performance`` makes measurements repeatable."""
     paths = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor")
-    found = {text for path in paths if (text := _text(path))}
+    found = {name for path in paths if (name := text(path))}
     return reading(", ".join(sorted(found))) if found else no_reading("no cpufreq (usual in virtual machines)")
 
 
@@ -126,14 +127,14 @@ def temperature(root: Path = Path("/")) -> dict[str, Any]:
     for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
         _sensor(found, zone / "type", zone / "temp")
     for sensor in sorted((root / "sys/class/hwmon").glob("hwmon*/temp*_input")):
-        if _text(sensor.parent / "name") in {"coretemp", "k10temp", "zenpower"}:
+        if text(sensor.parent / "name") in {"coretemp", "k10temp", "zenpower"}:
             _sensor(found, sensor.with_name(sensor.name.replace("_input", "_label")), sensor)
     return reading(found) if found else no_reading("the kernel shows no thermal zone (usual in virtual machines)")
 
 
 def memory(root: Path = Path("/")) -> dict[str, Any]:
     """Main memory, bytes."""
-    for line in (_text(root / "proc/meminfo") or "").splitlines():
+    for line in (text(root / "proc/meminfo") or "").splitlines():
         if line.startswith("MemTotal:"):
             return reading(int(line.split()[1]) * 1024)
     try:
@@ -154,19 +155,19 @@ def os_name(root: Path = Path("/")) -> str:
     """Name of the operating system, with the L4T release on a Jetson."""
     name = platform.platform(terse=True)
     if sys.platform == "linux":
-        for line in (_text(root / "etc/os-release") or "").splitlines():
+        for line in (text(root / "etc/os-release") or "").splitlines():
             if line.startswith("PRETTY_NAME="):
                 name = line.partition("=")[2].strip().strip('"')
-    tegra = (_text(root / "etc/nv_tegra_release") or "").splitlines()
+    tegra = (text(root / "etc/nv_tegra_release") or "").splitlines()
     return f"{name}, L4T {tegra[0].lstrip('# ')}" if tegra else name
 
 
 def _sensor(found: dict[str, float], label: Path, value: Path) -> None:
     # a sleeping sensor reads 0 or -256000 (Jetson's PMIC die); those are no temperatures
-    millidegrees = _number(value)
+    millidegrees = number(value)
     if millidegrees is None or millidegrees <= 0:
         return
-    name = _text(label) or value.parent.name
+    name = text(label) or value.parent.name
     while name in found:
         name += "'"
     found[name] = round(millidegrees / 1000, 1)
@@ -174,7 +175,7 @@ def _sensor(found: dict[str, float], label: Path, value: Path) -> None:
 
 def _cpuinfo_clocks(root: Path) -> list[float]:
     values = []
-    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
+    for line in (text(root / "proc/cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "cpu MHz":
             try:
@@ -182,17 +183,3 @@ def _cpuinfo_clocks(root: Path) -> list[float]:
             except ValueError:
                 continue
     return values
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return None
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(_text(path) or "")
-    except ValueError:
-        return None

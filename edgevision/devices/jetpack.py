@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevision.devices.figures import Figure
+from edgevision.devices.sensors import text
 
 # (first, last) Jetson Linux release, without the patch → JetPack, TensorRT, CUDA, Python
 _TABLE = "NVIDIA, JetPack archive and release notes; dusty-nv/jetson-containers, l4t_version.py"
@@ -63,15 +64,13 @@ JETPACKS = (
 
 def l4t_release(root: Path = Path("/")) -> tuple[int, int] | None:
     """Release of Jetson Linux, e.g. ``(36, 4)``; None where this is no Jetson."""
-    try:
-        return parse_l4t((root / "etc/nv_tegra_release").read_text(errors="replace"))
-    except OSError:
-        return None
+    said = text(root / "etc/nv_tegra_release")
+    return None if said is None else parse_l4t(said)
 
 
-def parse_l4t(text: str) -> tuple[int, int] | None:
+def parse_l4t(release: str) -> tuple[int, int] | None:
     """``"# R36 (release), REVISION: 4.3, …"`` → ``(36, 4)``; None for anything else."""
-    match = re.search(r"R(\d{1,4})\s*\(release\),\s*REVISION:\s*(\d{1,4})", text)
+    match = re.search(r"R(\d{1,4})\s*\(release\),\s*REVISION:\s*(\d{1,4})", release)
     return (int(match[1]), int(match[2])) if match else None
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgevision.bundle import Bundle
-from edgevision.devices.conditions import read_conditions
-from edgevision.devices.cpu import cpu_info
-from edgevision.devices.gpu import nvidia_gpus
+from edgevision.devices.cpu import CpuInfo, cpu_info
+from edgevision.devices.gpu import Gpu, nvidia_gpus
 from edgevision.devices.layers import LayerCost, depthwise_share, integer_share, layer_costs, least_memory_bytes
 from edgevision.devices.registry import Match, recognize
 from edgevision.devices.roofline import roofline
-from edgevision.devices.runtimes import RUNTIMES, parse_version, runtime
+from edgevision.devices.runtimes import RUNTIMES, doubt_lines, parse_version, runtime
+from edgevision.devices.sensors import guarded, memory_available
 from edgevision.devices.verdicts import Verdict, verdicts
 from edgevision.errors import EdgeVisionError, UsageError
 
@@ -92,7 +92,7 @@ def judge(
     gpus, why_no_gpu = nvidia_gpus()
     other = _sibling(bundle, sibling)
     layers, why = _layers(bundle)
-    state = _runtime_of(manifest.target, root)
+    state = _runtime_of(manifest.target, root, cpu, gpus, why_no_gpu)
     doubts = [*_runtime_doubts(state, bundle), *_memory_doubts(layers, root)]
     prediction = None
     if manifest.precision == "int8" and manifest.target in RUNTIMES:
@@ -145,8 +145,7 @@ def describe(report: dict[str, Any]) -> str:
             f"INT8, {layers['depthwise_share']:.0%} in depthwise layers; at least "
             f"{layers['least_memory_bytes'] / 1e6:.1f} MB of memory"
         )
-    for doubt in report["doubts"]:
-        lines += [f"  ! {doubt['what']}", f"    to mend it: {doubt['mend']}"]
+    lines += doubt_lines(report["doubts"])
     if (prediction := report["prediction"]) is not None:
         answer = {True: "INT8 should help", False: "INT8 should not help", None: "only a measurement can tell"}
         lines.append(f"  predicted     {answer[prediction['int8_expected_to_help']]}: {prediction['why']}")
@@ -163,14 +162,13 @@ def describe(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _runtime_of(target: str, root: Path) -> dict[str, Any]:
+def _runtime_of(target: str, root: Path, cpu: CpuInfo, gpus: tuple[Gpu, ...], why_no_gpu: str) -> dict[str, Any]:
     if target not in RUNTIMES:
         # a third party's engine: nothing is known of it but whether its backend is there
         from edgevision.runtime import BACKENDS
 
         return {"installed": target in BACKENDS, "version": None, "install": "see its documentation", "doubts": []}
-    gpus, why_no_gpu = nvidia_gpus()
-    return runtime(target, cpu_info(root), gpus, why_no_gpu, root=root)
+    return runtime(target, cpu, gpus, why_no_gpu, root=root)
 
 
 def _runtime_doubts(state: dict[str, Any], bundle: Bundle) -> list[dict[str, str]]:
@@ -191,8 +189,10 @@ def _runtime_doubts(state: dict[str, Any], bundle: Bundle) -> list[dict[str, str
 
 
 def _memory_doubts(layers: Sequence[LayerCost], root: Path) -> list[dict[str, str]]:
-    available = read_conditions(root, quick=True).memory_available_bytes
-    if not layers or not available.available:
+    if not layers:
+        return []
+    available = guarded(lambda: memory_available(root))
+    if not available.available:
         return []
     needed = least_memory_bytes(layers)
     if needed <= _MEMORY_SHARE * available.value:
@@ -239,7 +239,7 @@ def _limit(layers: Sequence[LayerCost], match: Match, target: str) -> float | No
     """Least ratio of INT8's time to the float one's by rooflines; None where the registry does not know the board."""
     if match.device is None or match.device.bandwidth is None:
         return None
-    wide = [LayerCost(x.name, x.kind, x.macs, x.weights, x.inputs, x.outputs, "fp32") for x in layers]
+    wide = [replace(layer, precision="fp32") for layer in layers]
     try:
         return roofline(layers, match.device, target).ms / roofline(wide, match.device, target).ms
     except UsageError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -83,14 +83,17 @@ def layer_costs(bundle: Bundle) -> list[LayerCost]:
 
 def depthwise_share(layers: Sequence[LayerCost]) -> float:
     """Share of the depthwise layers in the multiplications, 0..1."""
-    total = sum(layer.macs for layer in layers)
-    return sum(layer.macs for layer in layers if layer.kind == "depthwise") / total if total else 0.0
+    return _share(layers, lambda layer: layer.kind == "depthwise")
 
 
 def integer_share(layers: Sequence[LayerCost]) -> float:
     """Share of the multiplications that are done in INT8, 0..1."""
+    return _share(layers, lambda layer: layer.precision == "int8")
+
+
+def _share(layers: Sequence[LayerCost], counts: Callable[[LayerCost], bool]) -> float:
     total = sum(layer.macs for layer in layers)
-    return sum(layer.macs for layer in layers if layer.precision == "int8") / total if total else 0.0
+    return sum(layer.macs for layer in layers if counts(layer)) / total if total else 0.0
 
 
 def least_memory_bytes(layers: Sequence[LayerCost]) -> int:

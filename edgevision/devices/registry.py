@@ -14,6 +14,7 @@ from edgevision.devices.cores import CORES, Core
 from edgevision.devices.cpu import CpuInfo, cpu_info
 from edgevision.devices.environment import clock, max_clock
 from edgevision.devices.figures import Figure
+from edgevision.devices.sensors import text
 from edgevision.errors import UsageError
 from edgevision.registry import unknown_name
 
@@ -176,8 +177,8 @@ def with_fallback(rates: Mapping[str, Figure], precision: str) -> Figure | None:
 
 def recognize(root: Path = Path("/")) -> Match:
     """Which entry this machine is: by its device tree, else by its cores; never fails."""
-    model = _text(root / "proc/device-tree/model")
-    compatible = _text(root / "proc/device-tree/compatible").split("\0")
+    model = _tree_text(root / "proc/device-tree/model")
+    compatible = _tree_text(root / "proc/device-tree/compatible").split("\0")
     if (found := match_board(model, compatible)) is not None:
         return found
     highest = max_clock(root)["value"] or max(clock(root)["value"] or [0])
@@ -287,8 +288,6 @@ def _numbers(value: Any) -> list[Any]:
     return [] if value is None else [value]
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip("\0\n ")
-    except OSError:
-        return ""
+def _tree_text(path: Path) -> str:
+    """A text of the device tree, which ends with a zero byte."""
+    return (text(path) or "").strip("\0\n ")

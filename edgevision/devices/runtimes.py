@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,11 @@ def parse_version(version: str) -> tuple[int, ...]:
         if digits != part:
             break
     return tuple(parts)
+
+
+def doubt_lines(found: Sequence[dict[str, str]]) -> list[str]:
+    """Doubts and how to mend them, as text for a terminal."""
+    return [line for doubt in found for line in (f"  ! {doubt['what']}", f"    to mend it: {doubt['mend']}")]
 
 
 def _doubt(what: str, mend: str) -> dict[str, str]:

@@ -155,6 +155,18 @@ def governor(root: Path = Path("/")) -> Reading:
 _NO_CPUFREQ = "no cpufreq (usual in virtual machines and containers)"
 
 
+def memory_available(root: Path = Path("/")) -> Reading:
+    """Bytes that can be had without swapping, in this process's own cgroup."""
+    for line in (text(root / "proc/meminfo") or "").splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+            limit, used = number(root / "sys/fs/cgroup/memory.max"), number(root / "sys/fs/cgroup/memory.current")
+            if limit is not None and used is not None:
+                available = min(available, max(0, limit - used))
+            return Reading(available, "bytes")
+    return Reading(unit="bytes", why="/proc/meminfo does not tell")
+
+
 def temperature(root: Path = Path("/")) -> Reading:
     """Temperature of every thermal zone and processor sensor, name → °C."""
     found = {name: celsius for name, (celsius, _) in _zones(root).items()}
@@ -163,10 +175,11 @@ def temperature(root: Path = Path("/")) -> Reading:
 
 def trip_points(root: Path = Path("/")) -> Reading:
     """Temperature at which each zone begins to slow the machine (or, failing that, to stop it), name → °C."""
-    found = {name: trip for name, (_, trip) in _zones(root).items() if trip is not None}
+    zones = _zones(root)
+    found = {name: trip for name, (_, trip) in zones.items() if trip is not None}
     if found:
         return Reading(found, "°C")
-    return Reading(unit="°C", why="no zone names a limit" if _zones(root) else _NO_ZONES)
+    return Reading(unit="°C", why="no zone names a limit" if zones else _NO_ZONES)
 
 
 _NO_ZONES = "the kernel shows no thermal zone (usual in virtual machines and containers)"

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from edgevision.errors import UsageError
-from edgevision.models.layers import ConvNormActivation, fit_strides, global_average, initialize, make_divisible
+from edgevision.models.layers import (
+    ConvNormActivation,
+    fit_strides,
+    global_average,
+    initialize,
+    last_channels,
+    make_divisible,
+)
 from edgevision.models.qarepvgg import QARepVGGBlock
 from edgevision.models.repvgg import BlockBuilder, RepVGGBlock
 from edgevision.registry import unknown_name
@@ -43,10 +50,7 @@ class SimplifiedSPPF(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C, H, W]."""
         x = self.reduce(x)  # [B, C / 2, H, W]
-        near = self.pool(x)
-        middle = self.pool(near)
-        far = self.pool(middle)
-        out: Tensor = self.merge(torch.cat([x, near, middle, far], dim=1))
+        out: Tensor = self.merge(_pooled(self.pool, x))
         return out
 
 
@@ -67,12 +71,16 @@ class SimplifiedCSPSPPF(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C, H, W]."""
         inner = self.before(x)  # [B, C / 2, H, W]
-        near = self.pool(inner)
-        middle = self.pool(near)
-        far = self.pool(middle)
-        inner = self.after(torch.cat([inner, near, middle, far], dim=1))  # [B, C / 2, H, W]
+        inner = self.after(_pooled(self.pool, inner))  # [B, C / 2, H, W]
         out: Tensor = self.merge(torch.cat([self.bypass(x), inner], dim=1))
         return out
+
+
+def _pooled(pool: nn.Module, x: Tensor) -> Tensor:
+    """[B, C, H, W] → [B, 4 C, H, W]: what was pooled no, one, two and three times."""
+    near = pool(x)
+    middle = pool(near)
+    return torch.cat([x, near, middle, pool(middle)], dim=1)
 
 
 POOLINGS: dict[str, Callable[[int], nn.Module]] = {"sppf": SimplifiedSPPF, "csp_sppf": SimplifiedCSPSPPF}
@@ -87,11 +95,6 @@ def block_builder(name: str) -> BlockBuilder:
     if name not in BLOCKS:
         raise UsageError(unknown_name("block", name, list(BLOCKS)))
     return BLOCKS[name]
-
-
-def _last_channels(module: nn.Module) -> int:
-    """Output channels of the last convolution of a module; of a RepVGG block all branches have the same."""
-    return [layer.out_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)][-1]
 
 
 class EfficientRepBackbone(nn.Module):
@@ -132,7 +135,7 @@ class EfficientRepBackbone(nn.Module):
     @property
     def pyramid_channels(self) -> tuple[int, ...]:
         """Channels of the four maps of `pyramid`, as they are now: pruning changes them."""
-        return tuple(_last_channels(part) for part in (self.stage2, self.stage3, self.stage4, self.sppf))
+        return tuple(last_channels(part) for part in (self.stage2, self.stage3, self.stage4, self.sppf))
 
     def pyramid(self, x: Tensor) -> tuple[Tensor, ...]:
         """float [B, C, H, W] → maps at strides 4, 8, 16 and 32 (1, 2, 4 and 8 with the small-image stem)."""

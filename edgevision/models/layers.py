@@ -55,9 +55,9 @@ def outputs_at(layers: nn.Sequential, indices: Sequence[int], x: Tensor) -> tupl
     return tuple(outputs)
 
 
-def last_norm_channels(module: nn.Module) -> int:
-    """Channels that a module's last batch norm gives."""
-    return [layer.num_features for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)][-1]
+def last_channels(module: nn.Module) -> int:
+    """Output channels of the last convolution of a module; of a RepVGG block all branches have the same."""
+    return [layer.out_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)][-1]
 
 
 class ConvNormActivation(nn.Sequential):

@@ -12,7 +12,7 @@ from edgevision.models.layers import (
     fit_strides,
     global_average,
     initialize,
-    last_norm_channels,
+    last_channels,
     make_divisible,
     outputs_at,
     stage_ends,
@@ -89,7 +89,7 @@ class MobileNetV2(nn.Module):
     @property
     def pyramid_channels(self) -> tuple[int, ...]:
         """Channels of the maps of `pyramid`, as they are now: pruning changes them."""
-        return tuple(last_norm_channels(self.features[index]) for index in self.stage_ends)
+        return tuple(last_channels(self.features[index]) for index in self.stage_ends)
 
     def pyramid(self, x: Tensor) -> tuple[Tensor, ...]:
         """float [B, C, H, W] → maps at strides 4, 8, 16 and 32 for a detector's neck, each its stage's last block."""

@@ -65,15 +65,14 @@ def loss_curves(
     trials = sum(len(counts) for counts in tried.values()) + 1
     pictures = int(max(_LEAST_PICTURES, min(_PICTURES, _BUDGET / (trials * max(macs, 1)))))
     chosen = _first(batches, pictures)
-    answers = [labels for _, labels in chosen if labels is not None] or _answers(model, chosen)
-    whole = _loss(model, chosen, answers)
+    uncut = _on_batch_statistics(copy.deepcopy(model))
+    answers = [labels for _, labels in chosen if labels is not None] or _answers(uncut, chosen)
+    whole = _loss(uncut, chosen, answers)
     curves = {}
     for group in track(list(groups), "measure what each group is worth", len(groups)):
         counts = [*tried[group.name], group.channels]
-        growth = [
-            _loss(remove_channels(model, groups, choose_channels(scores, {group.name: count})), chosen, answers) - whole
-            for count in tried[group.name]
-        ]
+        cuts = (remove_channels(model, groups, choose_channels(scores, {group.name: n})) for n in tried[group.name])
+        growth = [_loss(_on_batch_statistics(cut), chosen, answers) - whole for cut in cuts]
         # noise must not make a deeper cut look better than a lighter one
         falling = np.maximum.accumulate([0.0, *reversed(growth)])[::-1]
         curves[group.name] = np.interp(np.arange(group.channels + 1), counts, falling)
@@ -106,21 +105,20 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _on_batch_statistics(model: nn.Module) -> nn.Module:
-    working = copy.deepcopy(model).eval()
-    for module in working.modules():
+    """The network itself, its batch norms told to take each batch's own statistics."""
+    model.eval()
+    for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
-    return working
+    return model
 
 
 def _answers(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
-    working = _on_batch_statistics(model)
-    return [_logits(working, images).argmax(1) for images, _ in batches]
+    return [_logits(model, images).argmax(1) for images, _ in batches]
 
 
 def _loss(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor | None]], answers: Sequence[Tensor]) -> float:
-    working = _on_batch_statistics(model)
     total = 0.0
     for (images, _), wanted in zip(batches, answers, strict=True):
-        total += float(functional.cross_entropy(_logits(working, images), wanted, reduction="sum"))
+        total += float(functional.cross_entropy(_logits(model, images), wanted, reduction="sum"))
     return total / sum(len(images) for images, _ in batches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -73,12 +74,12 @@ class LayerShape:
 
     def multiply_adds(self, channels_in: int, channels_out: int, groups: int) -> int:
         """Of one picture."""
-        outputs = channels_out * self.calls * _product(self.output_size)
-        return outputs * (channels_in // groups) * _product(self.kernel)
+        outputs = channels_out * self.calls * math.prod(self.output_size)
+        return outputs * (channels_in // groups) * math.prod(self.kernel)
 
     def parameters(self, channels_in: int, channels_out: int, groups: int) -> int:
         """Weights and biases."""
-        return channels_out * (channels_in // groups) * _product(self.kernel) + channels_out * self.bias
+        return channels_out * (channels_in // groups) * math.prod(self.kernel) + channels_out * self.bias
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,6 @@ class CostModel:
 
 def _lost(terms: _Terms, counts: Counts, full: Counts) -> int:
     return sum(per_channel * (full[name] - counts[name]) for name, per_channel in terms if name in counts)
-
-
-def _product(values: tuple[int, ...]) -> int:
-    result = 1
-    for value in values:
-        result *= value
-    return result
 
 
 def _terms(groups: ChannelGroups) -> dict[tuple[str, str], _Terms]:
@@ -219,7 +213,7 @@ def _layer(
             **common,
         )
     # a linear layer may be applied at many places of one picture
-    rows = sum(_product(shape[:-1]) for _, shape in sizes) // batch
+    rows = sum(math.prod(shape[:-1]) for _, shape in sizes) // batch
     one = (1, 1)
     return LayerShape(
         kind="linear", kernel=one, stride=one, padding=(0, 0), dilation=one, input_size=one, output_size=one,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -107,17 +107,27 @@ class OpenVINOEngine:
             ) from error
 
     def _properties(self, bundle: Bundle, options: EngineOptions) -> dict[str, Any]:
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
-        if options.threads:
-            settings["INFERENCE_NUM_THREADS"] = options.threads
-        # left alone, OpenVINO runs FP32 models in bfloat16 where the processor has it
-        settings["INFERENCE_PRECISION_HINT"] = "f32"
-        if bundle.manifest.precision == "fp16" and "FP16" in self._capabilities():
-            settings["INFERENCE_PRECISION_HINT"] = "f16"
-        return settings
+        return properties(bundle.manifest.precision, options.threads, self._capabilities)
 
     def _capabilities(self) -> list[str]:
-        return [str(name) for name in self._ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
+        return capabilities(self._ov.Core())
+
+
+def properties(precision: str, threads: int, able: Callable[[], list[str]]) -> dict[str, Any]:
+    """What OpenVINO is told when it compiles a bundle for latency; ``able`` gives its `capabilities`, where needed."""
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    # left alone, OpenVINO runs FP32 models in bfloat16 where the processor has it
+    settings["INFERENCE_PRECISION_HINT"] = "f32"
+    if precision == "fp16" and "FP16" in able():
+        settings["INFERENCE_PRECISION_HINT"] = "f16"
+    return settings
+
+
+def capabilities(core: Any) -> list[str]:
+    """Types that OpenVINO computes in on this processor."""
+    return [str(name) for name in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
 
 
 class ParallelRequests:

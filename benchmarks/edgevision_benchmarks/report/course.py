@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from edgevision.dependencies import require
 from edgevision.files import write_text
 from edgevision_benchmarks.report.axes import axis
 from edgevision_benchmarks.report.layout import number, percent, precision_name, target_name, thread_count
 from edgevision_benchmarks.report.marks import mark
-from edgevision_benchmarks.report.page import resource
+from edgevision_benchmarks.report.page import resource, template
 from edgevision_benchmarks.report.report import Report
 from edgevision_benchmarks.result import Interval, Result
 
@@ -187,11 +186,7 @@ def page(report: Report, title: str | None = None) -> str:
     Raises:
         MissingDependencyError: Jinja2 is not installed.
     """
-    jinja2 = require("jinja2", purpose="write the page of a history")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(number=number, percent=percent)
+    made_page = template("history.html.j2", purpose="write the page of a history", number=number, percent=percent)
     models = []
     for model, made in entries(report).items():
         drawn = {
@@ -202,7 +197,7 @@ def page(report: Report, title: str | None = None) -> str:
             }.items()
         }
         models.append((model, drawn, list(reversed(made))))
-    rendered: str = environment.from_string(resource("history.html.j2")).render(
+    rendered: str = made_page.render(
         title=title or report.title, style=resource("report.css"), models=models, runs=len(report.runs)
     )
     return rendered

@@ -105,8 +105,9 @@ def _names() -> list[Column]:
 
 
 def _quality_columns(report: Report) -> list[Column]:
+    name = accuracy_name(report)
     return [
-        Column(accuracy_name(report), lambda row: _accuracy(row, report), lambda row: row.accuracy, "high"),
+        Column(name, lambda row: _accuracy(row, name), lambda row: row.accuracy, "high"),
         Column("mAP50", lambda row: percent(row.map50), lambda row: row.map50, "high", "at IoU 0.5"),
         Column("Top-5", lambda row: percent(row.top5), lambda row: row.top5, "high"),
         Column("Quality", _quality, lambda row: None if row.quality_met is None else _quality(row), hint="99% of FP32"),
@@ -224,9 +225,9 @@ def metric_of(row: Result) -> str:
     return row.metric or "top-1"
 
 
-def _accuracy(row: Result, report: Report) -> str:
+def _accuracy(row: Result, name: str) -> str:
     text = percent(row.accuracy)
-    return text if row.accuracy is None or accuracy_name(report) != "Accuracy" else f"{text} {metric_of(row)}"
+    return text if row.accuracy is None or name != "Accuracy" else f"{text} {metric_of(row)}"
 
 
 def compressed(report: Report) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -58,11 +59,9 @@ def html(report: Report) -> str:
     Raises:
         MissingDependencyError: Jinja2 is not installed.
     """
-    jinja2 = require("jinja2", purpose="write the HTML report")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
+    made = template(
+        "report.html.j2",
+        purpose="write the HTML report",
         number=number,
         points=points,
         percent=percent,
@@ -72,7 +71,8 @@ def html(report: Report) -> str:
         thread_count=thread_count,
     )
     script = resource("report.js")
-    page: str = environment.from_string(resource("report.html.j2")).render(
+    shown, quality, ordered = columns(report), accuracy_name(report), by_latency(report)
+    page: str = made.render(
         report=report,
         style=resource("report.css"),
         script=script,
@@ -81,28 +81,42 @@ def html(report: Report) -> str:
         glance=_glance(report),
         scatters=_scatters(report, LATENCY),
         size_scatters=_scatters(report, SIZE) if compressed(report) else [],
-        measures={"accuracy": ACCURACY[accuracy_name(report)], **MEASURES},
-        accuracy_name=accuracy_name(report),
+        measures={"accuracy": ACCURACY[quality], **MEASURES},
+        accuracy_name=quality,
         intervals=any(row.accuracy_ci95 or row.agreement_ci95 for row in report.results),
         legend=legend(report),
         shapes=shapes(report),
         bars=_bars(report),
         comparisons=comparisons(report),
-        columns=columns(report),
-        rows=[(index, row, _sort_keys(row, columns(report))) for index, row in by_latency(report)],
+        columns=shown,
+        rows=[(index, row, _sort_keys(row, shown)) for index, row in ordered],
         facts=[_facts(run, _readings(report, index)) for index, run in enumerate(report.runs)],
         filters=filters(report),
         facets=facets(report),
         names=labels(report),
         flagged=flagged(report),
         scenario_failures=[(index, line) for index, row in enumerate(report.results) for line in failed_scenarios(row)],
-        layered=[(index, row) for index, row in by_latency(report) if row.layers],
+        layered=[(index, row) for index, row in ordered if row.layers],
         bundles=list({row.bundle: row for row in report.results}.values()),
         several=differing(report),
         unstable=sum(row.stable is False for row in report.results),
         absent=ABSENT,
     )
     return page
+
+
+def template(name: str, *, purpose: str, **filters: Callable[..., Any]) -> Any:
+    """A Jinja2 template of this package that escapes every value, with its filters.
+
+    Raises:
+        MissingDependencyError: Jinja2 is not installed.
+    """
+    jinja2 = require("jinja2", purpose=purpose)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(filters)
+    return environment.from_string(resource(name))
 
 
 def resource(name: str) -> str:

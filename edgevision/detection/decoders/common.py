@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -110,13 +111,22 @@ def cells(size: tuple[int, int], strides: Sequence[int]) -> list[tuple[int, int]
 
 
 def grid(size: tuple[int, int], strides: Sequence[int]) -> tuple[Float32Array, Float32Array]:
-    """Column and row ``[2, N]`` of every cell of all levels, row by row, and its stride ``[N]``."""
+    """Column and row ``[2, N]`` of every cell of all levels, row by row, and its stride ``[N]``; read only."""
+    return _grid(tuple(cells(size, strides)), tuple(strides))
+
+
+# a network sees one size: what it is told with every picture is made once
+@lru_cache(maxsize=8)
+def _grid(shapes: tuple[tuple[int, int], ...], strides: tuple[int, ...]) -> tuple[Float32Array, Float32Array]:
     corners, scales = [], []
-    for (rows, columns), stride in zip(cells(size, strides), strides, strict=True):
+    for (rows, columns), stride in zip(shapes, strides, strict=True):
         row, column = np.divmod(np.arange(rows * columns), columns)
         corners.append(np.stack([column, row]))
         scales.append(np.full(rows * columns, stride))
-    return np.concatenate(corners, axis=1).astype(np.float32), np.concatenate(scales).astype(np.float32)
+    made = np.concatenate(corners, axis=1).astype(np.float32), np.concatenate(scales).astype(np.float32)
+    for array in made:
+        array.setflags(write=False)
+    return made
 
 
 def logit(probability: float) -> float:
@@ -135,6 +145,15 @@ def softmax(logits: Array, axis: int) -> Array:
     """Softmax over one axis."""
     powers = np.exp(logits - logits.max(axis=axis, keepdims=True))
     return np.asarray(powers / powers.sum(axis=axis, keepdims=True))
+
+
+def expected_distances(logits: Array, reg_max: int) -> Array:
+    """Means of the distributions over 0 to ``reg_max`` of four sides: ``[4 (reg_max + 1), P]`` → ``[4, P]``.
+
+    Source: distribution focal loss, Li et al., arXiv 2006.04388, section 3.2.
+    """
+    shares = softmax(logits.reshape(4, reg_max + 1, -1), axis=1)
+    return np.asarray((shares * np.arange(reg_max + 1, dtype=np.float32)[None, :, None]).sum(axis=1))
 
 
 class Picked(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 from edgevision.detection.boxes import Array
 from edgevision.detection.candidates import Candidates
 from edgevision.detection.decoders import Family, Outputs
-from edgevision.detection.decoders.common import at_strides, class_rows, grid, pick, softmax
+from edgevision.detection.decoders.common import at_strides, class_rows, expected_distances, grid, pick
 from edgevision.preprocess import Preprocess
 
 _STRIDES = (8, 16, 32, 64)
@@ -37,13 +37,11 @@ def decode(
         num_classes: where it is known, other outputs are refused.
     """
     corners, scales = grid(size, strides)
-    steps = np.arange(reg_max + 1, dtype=np.float32)[None, :, None]
     found = []
     for values in _rows(outputs, size, strides, reg_max, num_classes, len(scales)):
         classes = len(values) - 4 * (reg_max + 1)
         picked = pick(values[:classes], confidence, multi_label)
-        shares = softmax(values[classes:, picked.places].reshape(4, reg_max + 1, -1), axis=1)
-        left, top, right, bottom = (shares * steps).sum(axis=1)
+        left, top, right, bottom = expected_distances(values[classes:, picked.places], reg_max)
         column, row = corners[:, picked.places]
         boxes = np.stack([column - left, row - top, column + right, row + bottom]) * scales[picked.places]
         found.append(picked.at(boxes.T))

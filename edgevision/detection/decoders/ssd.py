@@ -18,7 +18,8 @@ from edgevision.detection.decoders.common import MAX_EXPONENT, logit, named_maps
 from edgevision.errors import UsageError
 from edgevision.preprocess import Preprocess
 
-_VARIANCES = (0.1, 0.2)
+# how offsets and log sizes are scaled
+VARIANCES = (0.1, 0.2)
 
 
 def decode(
@@ -28,7 +29,7 @@ def decode(
     confidence: float,
     multi_label: bool = False,
     priors: Sequence[Sequence[Sequence[float]]] = (),
-    variances: Sequence[float] = _VARIANCES,
+    variances: Sequence[float] = VARIANCES,
     num_classes: int | None = None,
 ) -> list[Candidates]:
     """See the module and `edgevision.detection.decoders`.

@@ -25,7 +25,7 @@ from edgevision.detection.decoders.common import (
 from edgevision.preprocess import Preprocess
 
 # width and height in pixels, section 2.3, for inputs of 416 pixels; the finest scale first
-_ANCHORS = (
+ANCHORS = (
     ((10, 13), (16, 30), (33, 23)),
     ((30, 61), (62, 45), (59, 119)),
     ((116, 90), (156, 198), (373, 326)),
@@ -40,7 +40,7 @@ def decode(
     confidence: float,
     multi_label: bool = False,
     strides: Sequence[int] = _STRIDES,
-    anchors: Sequence[Sequence[Sequence[float]]] = _ANCHORS,
+    anchors: Sequence[Sequence[Sequence[float]]] = ANCHORS,
     num_classes: int | None = None,
 ) -> list[Candidates]:
     """See the module and `edgevision.detection.decoders`.
@@ -104,7 +104,7 @@ def count_classes(
     size: tuple[int, int],
     *,
     strides: Sequence[int] = _STRIDES,
-    anchors: Sequence[Sequence[Sequence[float]]] = _ANCHORS,
+    anchors: Sequence[Sequence[Sequence[float]]] = ANCHORS,
     **_: object,
 ) -> int:
     """Number of classes of such outputs."""

@@ -14,7 +14,7 @@ import numpy as np
 from edgevision.detection.boxes import Array
 from edgevision.detection.candidates import Candidates
 from edgevision.detection.decoders import Family, Outputs
-from edgevision.detection.decoders.common import cells, logit, named_maps, pick, refuse, sigmoid, softmax
+from edgevision.detection.decoders.common import cells, expected_distances, logit, named_maps, pick, refuse, sigmoid
 from edgevision.preprocess import Preprocess
 
 
@@ -53,15 +53,16 @@ def _levels(
     """Scores and boxes of each stride, their shapes checked."""
     sides = 4 * (reg_max + 1) if reg_max else 4
     classes = "classes" if num_classes is None else str(num_classes)
+    shapes = cells(size, strides)
     expected = ", ".join(
         f"scores_{stride} [B, {classes}, {rows}, {columns}] and boxes_{stride} [B, {sides}, {rows}, {columns}]"
-        for stride, (rows, columns) in zip(strides, cells(size, strides), strict=True)
+        for stride, (rows, columns) in zip(strides, shapes, strict=True)
     )
     names = [f"{kind}_{stride}" for kind in ("scores", "boxes") for stride in strides]
     maps = named_maps("yolov6", outputs, names, expected)
     levels = list(zip(maps[: len(strides)], maps[len(strides) :], strict=True))
     channels = num_classes or levels[0][0].shape[1]
-    for (scores, boxes), (rows, columns) in zip(levels, cells(size, strides), strict=True):
+    for (scores, boxes), (rows, columns) in zip(levels, shapes, strict=True):
         if scores.shape[1:] != (channels, rows, columns) or boxes.shape[1:] != (sides, rows, columns):
             raise refuse("yolov6", outputs, expected)
     return levels
@@ -74,8 +75,7 @@ def _decode_level(
     picked = pick(scores.reshape(classes, -1), threshold, multi_label)
     distances = boxes.reshape(len(boxes), -1)[:, picked.places]
     if reg_max:
-        shares = softmax(distances.reshape(4, reg_max + 1, -1), axis=1)
-        distances = (shares * np.arange(reg_max + 1, dtype=np.float32)[None, :, None]).sum(axis=1)
+        distances = expected_distances(distances, reg_max)
     row, column = np.divmod(picked.places, columns)
     center_x, center_y = column + np.float32(0.5), row + np.float32(0.5)
     left, top, right, bottom = distances

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -104,10 +105,11 @@ def _backbone(part: Mapping[str, Any], *, in_channels: int, width: float, block:
     name, options = part["name"], {key: value for key, value in part.items() if key != "name"}
     if name not in MODELS:
         raise UsageError(f"unknown backbone {name!r}: choose from {', '.join(sorted({*BACKBONES, *MODELS}))}")
-    if "repvgg" in name or name.startswith("efficientrep"):
+    builder = MODELS.resolve(name)
+    if "deploy" in inspect.signature(builder).parameters:
         options["deploy"] = deploy
     # above the size of the small-image stem, whose strides are others
-    network = MODELS.resolve(name)(in_channels=in_channels, input_size=SMALL_IMAGE + 1, width=width, **options)
+    network = builder(in_channels=in_channels, input_size=SMALL_IMAGE + 1, width=width, **options)
     return ZooBackbone(network, name)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgevision.errors import UsageError
 from edgevision.models import MODELS
-from edgevision.models.layers import SMALL_IMAGE, last_norm_channels
+from edgevision.models.layers import SMALL_IMAGE, last_channels
 
 
 class MobileNetSSD(nn.Module):
@@ -34,7 +34,7 @@ class MobileNetSSD(nn.Module):
         """Of the two maps, as they are now."""
         parts = self._inner()
         before = self.features[self.last_block - 1] if parts is None else parts[0]
-        return last_norm_channels(before), last_norm_channels(self.features[-1])
+        return last_channels(before), last_channels(self.features[-1])
 
     def _inner(self) -> nn.Sequential | None:
         """Layers of the block that goes to stride 32; None where it has no expansion (V1)."""

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgevision.detection.decoders.ssd import VARIANCES
 from edgevision.models.detection.heads.priors import PRIOR_PROBABILITY, small_weights
 from edgevision.models.layers import ConvNormActivation
 
 # section 2.2 with SSDLite's ends: sides of the boxes of the first and of the last level, as shares of the picture's
 SMALLEST, LARGEST = 0.2, 0.95
-# how offsets and log sizes are scaled
-VARIANCES = (0.1, 0.2)
 
 
 class SSDHead(nn.Module):

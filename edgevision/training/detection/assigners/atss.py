@@ -7,6 +7,7 @@ from torch import Tensor
 
 from edgevision.training.detection.assigners.assignment import Assignment, claim, largest, rank_bits, take
 from edgevision.training.detection.assigners.points import Points, points_inside
+from edgevision.training.detection.boxes import around, centres
 from edgevision.training.detection.losses.iou import iou
 from edgevision.training.detection.targets import Targets
 
@@ -47,7 +48,7 @@ def adaptive_selection(
     candidates = _nearest(points, targets, topk)  # [B, M, K]
     inside = points_inside(points, targets).gather(2, candidates)
     half = points.strides[:, None] * (anchor_size / 2)
-    anchors = torch.cat((points.centres - half, points.centres + half), dim=1)  # [L, 4]
+    anchors = around(points.centres, half)  # [L, 4]
     fit = iou(anchors[candidates], targets.boxes[:, :, None])  # [B, M, K]
     threshold = fit.mean(-1, keepdim=True)
     if fit.shape[-1] > 1:
@@ -62,9 +63,9 @@ def adaptive_selection(
 
 def _nearest(points: Points, targets: Targets, topk: int) -> Tensor:
     """Indices of the nearest points of every level: int64 ``[B, M, K]``."""
-    centres = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2  # [B, M, 2]
+    middles = centres(targets.boxes)  # [B, M, 2]
     x, y = points.centres.unbind(-1)
-    distance = (centres[..., :1] - x).square() + (centres[..., 1:] - y).square()  # [B, M, L]
+    distance = (middles[..., :1] - x).square() + (middles[..., 1:] - y).square()  # [B, M, L]
     nearest, first = [], 0
     for count in points.counts:
         nearest.append(first + largest(-rank_bits(distance[..., first : first + count]), topk))

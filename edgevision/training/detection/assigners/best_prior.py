@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from edgevision.training.detection.assigners.assignment import claim, rank_bits
+from edgevision.training.detection.boxes import centres
 from edgevision.training.detection.losses.iou import iou, pairwise_iou
 from edgevision.training.detection.targets import Targets
 
@@ -78,8 +79,8 @@ def _place(
             rows.append((first, stride, height, width))
             first += height * width
     start, stride_of, height_of, width_of = torch.tensor(rows, device=prior.device)[prior].unbind(-1)
-    centres = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2
-    cell = (centres / stride_of[..., None]).floor().to(torch.int64)
+    middles = centres(targets.boxes)
+    cell = (middles / stride_of[..., None]).floor().to(torch.int64)
     limit = torch.stack((width_of, height_of), dim=-1) - 1
     column, row = torch.minimum(cell.clamp(min=0), limit).unbind(-1)
     return start + row * width_of + column

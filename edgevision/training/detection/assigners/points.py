@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgevision.training.detection.boxes import centres
 from edgevision.training.detection.targets import Targets
 
 
@@ -63,6 +64,6 @@ def _nearest_of_finest_level(points: Points, boxes: Tensor) -> Tensor:
     """Index of the point nearest to each box's centre: ``[B, M, 4]`` → int64 ``[B, M]``."""
     finest = min(range(len(points.shapes)), key=lambda level: points.level_strides[level])
     height, width = points.shapes[finest]
-    cell = ((boxes[..., :2] + boxes[..., 2:]) / 2 / points.level_strides[finest]).floor().to(torch.int64)
+    cell = (centres(boxes) / points.level_strides[finest]).floor().to(torch.int64)
     column, row = cell[..., 0].clamp(0, width - 1), cell[..., 1].clamp(0, height - 1)
     return sum(points.counts[:finest]) + row * width + column

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from edgevision.training.detection.assigners.assignment import Assignment, claim, largest, rank_bits, take
 from edgevision.training.detection.assigners.points import Points, points_inside
+from edgevision.training.detection.boxes import centres
 from edgevision.training.detection.losses.iou import iou, pairwise_iou
 from edgevision.training.detection.targets import Targets
 
@@ -64,10 +65,10 @@ def simplified_optimal_transport(
 
 def _near_centre(points: Points, targets: Targets, radius: float) -> Tensor:
     """Points in the square of ``radius`` strides around a valid box's centre: bool ``[B, M, L]``."""
-    centres = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2
+    middles = centres(targets.boxes)
     reach = points.strides * radius
     x, y = points.centres.unbind(-1)
-    near = ((centres[..., :1] - x).abs() < reach) & ((centres[..., 1:] - y).abs() < reach)
+    near = ((middles[..., :1] - x).abs() < reach) & ((middles[..., 1:] - y).abs() < reach)
     return near & targets.valid[..., None]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from edgevision.detection.decoders.common import MAX_EXPONENT
 from edgevision.training.detection.assigners.points import Points, grid_points
+from edgevision.training.detection.boxes import around, centres
 from edgevision.training.detection.losses.dfl import expected_distance
 
 
@@ -32,8 +33,8 @@ class AnchorFreeMaps:
         """Left, top, right, bottom in pixels: ``[B, L, 4]``."""
         distances = self.sides if self.sides.dim() == 3 else expected_distance(self.sides)
         pixels = distances * self.points.strides[:, None]
-        centres = self.points.centres
-        return torch.cat((centres - pixels[..., :2], centres + pixels[..., 2:]), dim=-1)
+        middles = self.points.centres
+        return torch.cat((middles - pixels[..., :2], middles + pixels[..., 2:]), dim=-1)
 
 
 def anchor_free_maps(outputs: Mapping[str, Tensor], strides: Sequence[int], reg_max: int) -> AnchorFreeMaps:
@@ -74,9 +75,9 @@ class AnchorMaps:
     @staticmethod
     def boxes_of(values: Tensor, anchors: Tensor, corners: Tensor, strides: Tensor) -> Tensor:
         """Boxes ``[..., 4]`` of values ``[..., 5 + C]`` at places of which the rest is said."""
-        centres = (values[..., :2].sigmoid() + corners) * strides[:, None]
+        middles = (values[..., :2].sigmoid() + corners) * strides[:, None]
         half = values[..., 2:4].clamp(max=MAX_EXPONENT).exp() * anchors / 2
-        return torch.cat((centres - half, centres + half), dim=-1)
+        return around(middles, half)
 
 
 def anchor_maps(
@@ -115,26 +116,25 @@ def default_box_maps(
         height, width = scores.shape[2:]
         logits.append(scores.unflatten(1, (len(own), -1)).permute(0, 1, 3, 4, 2).flatten(1, 3))
         offsets.append(boxes.unflatten(1, (len(own), 4)).permute(0, 1, 3, 4, 2).flatten(1, 3))
-        centres = grid_points([(height, width)], [1], scores.device).centres / scores.new_tensor((width, height))
+        middles = grid_points([(height, width)], [1], scores.device).centres / scores.new_tensor((width, height))
         shares = scores.new_tensor(own).repeat_interleave(height * width, dim=0)
-        defaults.append(torch.cat((centres.repeat(len(own), 1), shares), dim=1))
+        defaults.append(torch.cat((middles.repeat(len(own), 1), shares), dim=1))
     return torch.cat(logits, 1), torch.cat(offsets, 1), torch.cat(defaults)
 
 
 def decode_offsets(offsets: Tensor, defaults: Tensor, variances: Sequence[float]) -> Tensor:
     """SSD's boxes, left, top, right, bottom: ``[..., P, 4]`` offsets and ``[P, 4]`` default boxes → ``[..., P, 4]``."""
-    centres = defaults[:, :2] + offsets[..., :2] * variances[0] * defaults[:, 2:]
+    middles = defaults[:, :2] + offsets[..., :2] * variances[0] * defaults[:, 2:]
     half = (offsets[..., 2:] * variances[1]).clamp(max=MAX_EXPONENT).exp() * defaults[:, 2:] / 2
-    return torch.cat((centres - half, centres + half), dim=-1)
+    return around(middles, half)
 
 
 def encode_offsets(boxes: Tensor, defaults: Tensor, variances: Sequence[float]) -> Tensor:
     """What `decode_offsets` makes the boxes of: ``[..., P, 4]``, with area, → ``[..., P, 4]``."""
-    centres = (boxes[..., :2] + boxes[..., 2:]) / 2
     sides = boxes[..., 2:] - boxes[..., :2]
     return torch.cat(
         (
-            (centres - defaults[:, :2]) / defaults[:, 2:] / variances[0],
+            (centres(boxes) - defaults[:, :2]) / defaults[:, 2:] / variances[0],
             (sides / defaults[:, 2:]).log() / variances[1],
         ),
         dim=-1,

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from edgevision.training.detection.assigners.assignment import take
 from edgevision.training.detection.assigners.jaccard import hard_negatives, jaccard_matching
+from edgevision.training.detection.boxes import around
 from edgevision.training.detection.criteria.base import Criterion
 from edgevision.training.detection.criteria.decoding import decode_offsets, default_box_maps, encode_offsets
 from edgevision.training.detection.losses.iou import BOX_LOSSES
@@ -58,8 +59,7 @@ class SsdCriterion(Criterion):
         shares = Targets(
             targets.boxes / targets.boxes.new_tensor((width, height, width, height)), targets.labels, targets.valid
         )
-        half = defaults[:, 2:] / 2
-        matched = jaccard_matching(torch.cat((defaults[:, :2] - half, defaults[:, :2] + half), dim=1), shares)
+        matched = jaccard_matching(around(defaults[:, :2], defaults[:, 2:] / 2), shares)
         positive = matched >= 0
         count = positive.sum().clamp(min=1)
         picture, place = positive.nonzero(as_tuple=True)  # [P] each

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from edgevision.training.detection.boxes import centres
+
 # areas and squared lengths below it are none; its square is still a normal float32
 _NOTHING = 1e-12
 # of the sides whose ratio CIoU takes, in the boxes' unit: it bounds the gradient of the angle
@@ -55,7 +57,7 @@ def ciou_loss(predicted: Tensor, target: Tensor) -> Tensor:
     ``[..., 4]`` twice → ``[...]`` in [0, 3].
     """
     overlap = iou(predicted, target)
-    apart = (_centres(predicted) - _centres(target)).square().sum(-1)
+    apart = (centres(predicted) - centres(target)).square().sum(-1)
     diagonal = _enclosing_sides(predicted, target).square().sum(-1)
     w, h = _sides(predicted).clamp(min=_LEAST_SIDE).unbind(-1)
     w_target, h_target = _sides(target).clamp(min=_LEAST_SIDE).unbind(-1)
@@ -77,7 +79,7 @@ def siou_loss(predicted: Tensor, target: Tensor) -> Tensor:
 
     ``[..., 4]`` twice → ``[...]`` in [0, 3].
     """
-    apart = _centres(predicted) - _centres(target)
+    apart = centres(predicted) - centres(target)
     squared = apart.square()
     angle = _ratio(2 * apart.prod(-1).abs(), squared.sum(-1))
     enclosing = _enclosing_sides(predicted, target)
@@ -117,10 +119,6 @@ def _intersection_and_union(first: Tensor, second: Tensor) -> tuple[Tensor, Tens
 
 def _sides(boxes: Tensor) -> Tensor:
     return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
-
-
-def _centres(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:] + boxes[..., :2]) / 2
 
 
 def _enclosing_sides(first: Tensor, second: Tensor) -> Tensor:
