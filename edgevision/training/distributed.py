@@ -7,6 +7,8 @@ them. gloo carries the messages between CPUs, nccl between GPUs.
 from __future__ import annotations
 
 import functools
+import gc
+import importlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -123,6 +125,10 @@ def processes(device: str | torch.device | None = None) -> Iterator[Processes]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    # its functions take the default group of the moment when they are first imported (by the first wrapped network) as
+    # a default argument, which would keep the group and its threads until the interpreter is gone
+    importlib.import_module("torch.distributed.nn.functional")
+
     try:
         store, rank = _meeting_place()
         backend = "nccl" if chosen.type == "cuda" else "gloo"
@@ -135,6 +141,8 @@ def processes(device: str | torch.device | None = None) -> Iterator[Processes]:
         yield Processes(dist.get_rank(), world_size, chosen)
     finally:
         dist.destroy_process_group()
+        # the group's threads end with its last reference; one that is left when Python ends takes the process down
+        gc.collect()
 
 
 _group_numbers = itertools.count()

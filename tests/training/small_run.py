@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -100,6 +101,11 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def native_threads() -> list[str]:
+    """Names of this process's threads as the kernel knows them; none where it does not tell."""
+    return [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+
+
 def main(job: str) -> None:
     """A run in a process of its own; ``job`` is JSON."""
     import safetensors.torch
@@ -118,11 +124,10 @@ def main(job: str) -> None:
         model, pictures(), val_data=pictures(40, seed=9), out=out, config=TrainConfig.from_dict(values["config"]),
         preprocess=PREPROCESS, **lesson,
     )  # fmt: skip
-    import os
-
     rank = os.environ.get("RANK", "0")
     safetensors.torch.save_file(weights(model), f"{out}-rank{rank}.safetensors")
     assert same_bits(dict(checkpoint.weights), weights(model))
+    assert not [name for name in native_threads() if "gloo" in name], native_threads()
 
 
 if __name__ == "__main__":
