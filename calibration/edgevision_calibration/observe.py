@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ from edgevision.graph import Graph
 from edgevision.runtime.onnxruntime import DISABLED_OPTIMIZERS
 from edgevision_calibration.probe import Probe, Reading
 from edgevision_calibration.table import SAMPLES, CalibrationTable
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
 # clipping activations fold into the range of the tensor before them
 CLIPPING_OPS = frozenset({"Relu", "Clip"})
@@ -38,6 +41,15 @@ def observed_tensors(graph: Graph) -> list[str]:
             if name and not (clipped and name not in graph.output_names):
                 names.append(name)
     return [name for name in dict.fromkeys(names) if len(graph.shapes.get(name, ())) >= 2]
+
+
+def activated(graph: Graph, node: NodeProto) -> str | None:
+    """The tensor that leaves a node after the Relu or Clip that only reads it; None for a graph output."""
+    name = str(node.output[0])
+    readers = graph.consumers.get(name, [])
+    if len(readers) == 1 and readers[0].op_type in CLIPPING_OPS and name not in graph.output_names:
+        name = str(readers[0].output[0])
+    return None if name in graph.output_names else name
 
 
 def expose(graph: Graph, names: Iterable[str]) -> bytes:

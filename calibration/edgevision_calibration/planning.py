@@ -11,8 +11,8 @@ import numpy as np
 
 from edgevision.graph import Graph, attributes
 from edgevision_calibration.bias_correction import corrected_biases
-from edgevision_calibration.mixed_precision import precise_layers, stem_layers, thin_layers
-from edgevision_calibration.observe import CLIPPING_OPS
+from edgevision_calibration.mixed_precision import Precise, precise_layers, stem_layers, thin_layers
+from edgevision_calibration.observe import CLIPPING_OPS, activated
 from edgevision_calibration.plan import ActivationQuant, QuantPlan
 from edgevision_calibration.ranges import range_method
 from edgevision_calibration.scheme import QuantScheme
@@ -65,8 +65,8 @@ def make_plan(
     chosen = _Ranges(graph, table, scheme, ranges)
     exact = _exact(graph, table)
     if precise and table.noise_gains:
-        for name, share in _precise(graph, table, scheme, compute, float_ops, chosen, exact).items():
-            float_ops[name] = f"its integers would make {share:.0%} of the outputs' noise for little of the time"
+        found = _precise(graph, table, scheme, compute, float_ops, chosen, exact)
+        float_ops.update({name: precision.reason for name, precision in found.items()})
         compute = [node for node in compute if node.name not in float_ops]
     activations = chosen.of(quantized_tensors(graph, compute, scheme, float_ops, exact))
     weights = {}
@@ -146,8 +146,8 @@ def _precise(
     float_ops: Mapping[str, str],
     ranges: _Ranges,
     exact: frozenset[str],
-) -> dict[str, float]:
-    """Layers that stay in float for accuracy → share of the noise that goes."""
+) -> dict[str, Precise]:
+    """Layers that stay in float for accuracy."""
 
     def quantized(names: Collection[str]) -> list[str]:
         left = [node for node in compute if node.name not in names]
@@ -155,7 +155,7 @@ def _precise(
 
     steps = ranges.of(quantized(()))
     noise = {name: table.noise_gains.get(name, 0.0) * quant.scale**2 / 12 for name, quant in steps.items()}
-    return precise_layers(graph, compute, noise, quantized)
+    return precise_layers(graph, compute, noise, quantized, scheme)
 
 
 def _takes_integers(graph: Graph, node: NodeProto, scheme: QuantScheme, float_ops: dict[str, str]) -> bool:
@@ -283,15 +283,6 @@ def _made(graph: Graph, node: NodeProto) -> set[str]:
 def data_inputs(graph: Graph, node: NodeProto) -> list[str]:
     """Inputs of a node that are activations."""
     return [name for name in node.input if name and name not in graph.initializers]
-
-
-def activated(graph: Graph, node: NodeProto) -> str | None:
-    """The tensor that leaves a node after the Relu or Clip that only reads it; None for a graph output."""
-    name = str(node.output[0])
-    readers = graph.consumers.get(name, [])
-    if len(readers) == 1 and readers[0].op_type in CLIPPING_OPS and name not in graph.output_names:
-        name = str(readers[0].output[0])
-    return None if name in graph.output_names else name
 
 
 def _shared_scales(names: list[str], graph: Graph, scheme: QuantScheme) -> list[list[str]]:

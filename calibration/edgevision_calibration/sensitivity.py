@@ -12,10 +12,9 @@ import numpy.typing as npt
 from edgevision.errors import CalibrationError
 from edgevision.graph import Graph
 from edgevision.progress import Progress
-from edgevision_calibration.mixed_precision import macs
-from edgevision_calibration.observe import open_session
+from edgevision_calibration.float_cost import macs
+from edgevision_calibration.observe import activated, open_session
 from edgevision_calibration.plan import QuantPlan
-from edgevision_calibration.planning import activated
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto

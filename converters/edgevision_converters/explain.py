@@ -5,8 +5,9 @@ from __future__ import annotations
 from edgevision.bundle import PLAN, Bundle
 from edgevision.graph import Graph, attributes
 from edgevision.pipeline.workspace import Workspace
+from edgevision_calibration.observe import activated
 from edgevision_calibration.plan import QuantPlan
-from edgevision_calibration.planning import activated, data_inputs
+from edgevision_calibration.planning import data_inputs
 
 
 def explain(bundle: Bundle, graph: Graph | None = None) -> list[str]:
@@ -39,6 +40,10 @@ def explain(bundle: Bundle, graph: Graph | None = None) -> list[str]:
     if plan is not None:
         rows.append(
             f"{len(rows) - in_float} ops on integers, {in_float} in float, {conversions} conversions between them"
+        )
+    if manifest.postprocess is not None and (fixed := manifest.postprocess.fixed) is not None:
+        rows.append(
+            f"{'detections':<32} {'decoding, suppression':<26} float  decoder {fixed.decoder}, behind the network"
         )
     return rows
 

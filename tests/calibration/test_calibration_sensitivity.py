@@ -7,9 +7,9 @@ import pytest
 
 from edgevision.errors import CalibrationError
 from edgevision.parity import sqnr_db
-from edgevision_calibration.observe import observe, open_session
+from edgevision_calibration.observe import activated, observe, open_session
 from edgevision_calibration.plan import ActivationQuant
-from edgevision_calibration.planning import activated, make_plan
+from edgevision_calibration.planning import make_plan
 from edgevision_calibration.scheme import scheme_for
 from edgevision_calibration.sensitivity import Sensitivity, macs, measure_sensitivity, only, quantized_nodes, unranked
 from edgevision_converters.canonical import canonicalize
