@@ -63,7 +63,8 @@ class Weights:
 
     def written(self) -> Iterable[tuple[int, bytes]]:
         """How an engine may write it: dtype's index and bytes."""
-        matrix = self.values.reshape(len(self.values), -1) if self.values.ndim else self.values.reshape(1, 1)
+        rows = len(self.values) if self.values.size and self.values.ndim else 1
+        matrix = self.values.reshape(rows, -1)
         if self.values.dtype == np.int8:
             yield DTYPES.index("<i1"), matrix.tobytes()
             return

@@ -221,3 +221,10 @@ def test_kmeans_settles_on_the_means_of_clear_clusters():
     expected = [values[i * 500 : (i + 1) * 500].mean() for i in range(4)]
     # float32 of means
     np.testing.assert_allclose(kmeans(values, 4), expected, rtol=1e-6)
+
+
+def test_tensors_without_values_or_dimensions_are_passed_over():
+    """A Resize leaves an empty initializer for the sizes it does not give."""
+    data = bytes(range(256)) * 8
+    tensors = [Weights(np.zeros(shape, np.float32)) for shape in ((0,), (0, 3), (3, 0), ())]
+    assert codec.unpack(pack(data, tensors), len(data)) == data
