@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from edgevision.cli.output import names, print_json
-from edgevision.cli.train import add_network_arguments, add_training_arguments, network_arguments, training_config
+from edgevision.cli.train import add_network_arguments, add_training_arguments, network_arguments, run_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,13 +16,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "with --teacher-weights")  # fmt: skip
     parser.add_argument("--teacher-weights", metavar="FILE", help="weights of a teacher by its name in the zoo")
     parser.add_argument("--teacher-width", type=float, metavar="WIDTH", help="its width multiplier (default 1)")
-    parser.add_argument("--temperature", type=float, help="T that softens the logits (default 4)")
-    parser.add_argument("--alpha", type=float, help="the teacher's share against the labels', 0 to 1 (default 0.5)")
+    parser.add_argument("--temperature", type=float, help="T that softens the answers (default 4)")
+    parser.add_argument("--alpha", type=float, help="the teacher's share against the labels', 0 to 1 (default 0.5); of "
+                        "detectors the weight of its answers beside the boxes, falling to 0")  # fmt: skip
     pairs = "LAYER[=TEACHER_LAYER],..."
     parser.add_argument("--features", type=names, metavar=pairs, help="layers whose maps become the teacher's")
     parser.add_argument("--feature-weight", type=float, help="weight of each of them (default 1)")
     parser.add_argument("--channelwise", type=names, metavar=pairs,
-                        help="layers whose channels learn to look where the teacher's look")  # fmt: skip
+                        help="layers whose channels learn to look where the teacher's look; head: a detector's "
+                        "maps of scores")  # fmt: skip
     parser.add_argument("--channelwise-weight", type=float, help="weight of each of them (default 1)")
     parser.add_argument("--channelwise-temperature", type=float, help="T of their softmax over places (default 4)")
     add_network_arguments(parser)
@@ -34,21 +36,25 @@ def run(options: argparse.Namespace) -> int:
     from edgevision.data import open_dataset
     from edgevision.dependencies import require
     from edgevision.pipeline.distill import distill
+    from edgevision.pipeline.networks import task_of_source
 
     require("torch", purpose="distill networks")
     from edgevision.distillation import DistillConfig
 
     lesson = {name: getattr(options, name) for name in _LESSON if getattr(options, name) is not None}
-    dataset = open_dataset(options.data, split="train")
+    dataset = open_dataset(options.data, split="train", images=options.images)
     checkpoint = distill(
         options.student,
         teacher=options.teacher,
         data=options.data,
         out=options.out,
         epochs=options.epochs,
-        config=training_config(options, dataset, _input_size(options, dataset)),
+        config=run_config(
+            options, dataset, task=task_of_source(options.student, "student"), input_size=_input_size(options, dataset)
+        ),
         options=DistillConfig.from_dict(lesson),
         val_data=options.val_data,
+        images=options.images,
         preprocess=options.preprocess,
         weights=options.weights,
         model_arguments=network_arguments(options),
@@ -85,7 +91,7 @@ def _input_size(options: argparse.Namespace, dataset: Any) -> int:
     for source in (options.student, options.teacher):
         if is_checkpoint(source):
             return int(Checkpoint.open(source).arguments["input_size"])
-    return usual_input_size(dataset)
+    return usual_input_size(options.student, dataset)
 
 
 def _teacher_metrics(teacher: str) -> dict[str, float | None]:

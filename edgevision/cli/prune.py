@@ -7,11 +7,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from edgevision.cli.output import names, print_json, print_table
+from edgevision.cli.train import add_images_argument
 
 if TYPE_CHECKING:
     from edgevision.pipeline.prune_expectation import Expectation
     from edgevision.pruning.sensitivity import PruningSensitivity
-    from edgevision.training import TrainConfig
+    from edgevision.training.config import RunConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sparsity", metavar="2:4", help="zero two of every four weights, for --target tensorrt")
     parser.add_argument("--sensitivity", action="store_true", help="prune nothing: measure what pruning each group "
                         "of channels alone does, write table and plot to -o")  # fmt: skip
-    parser.add_argument("--data", metavar="KIND:PATH", help="labelled pictures to train and to score on")
+    parser.add_argument("--data", metavar="KIND:PATH", help="labelled pictures, or with boxes, to train and to "
+                        "score on")  # fmt: skip
     parser.add_argument("--val-data", metavar="KIND:PATH", help="validate on this instead of the data's test part")
+    add_images_argument(parser)
     parser.add_argument("-o", "--out", metavar="RUN", help="run folder; a finished one is a Checkpoint")
     parser.add_argument("--epochs", type=int, default=10, help="of training after pruning, shared by the steps "
                         "(default 10; 0: none)")  # fmt: skip
@@ -77,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
         out=options.out,
         data=options.data,
         val_data=options.val_data,
+        images=options.images,
         options=PruneOptions(
             macs=options.macs,
             params=options.params,
@@ -128,18 +132,19 @@ def describe(expectation: Expectation) -> str:
     return "\n".join(lines)
 
 
-def _config(options: argparse.Namespace) -> TrainConfig | None:
+def _config(options: argparse.Namespace) -> RunConfig | None:
     """The settings of a TOML file; None leaves the choice to `prune_checkpoint`."""
     if options.config is None:
         return None
+    from edgevision.checkpoint import Checkpoint
     from edgevision.dependencies import require
     from edgevision.pipeline.preprocessing import read_toml
 
     require("torch", purpose="train")
-    from edgevision.training.config import TrainConfig
+    from edgevision.training.recipes import config_type
 
     settings = read_toml(options.config)
-    return TrainConfig.from_dict(settings.get("train", settings))
+    return config_type(Checkpoint.open(options.source).task).from_dict(settings.get("train", settings))
 
 
 def _measure_latency(options: argparse.Namespace) -> int:
@@ -158,7 +163,7 @@ def _measure_latency(options: argparse.Namespace) -> int:
 
 def _sensitivity(options: argparse.Namespace) -> int:
     from edgevision.errors import UsageError
-    from edgevision.pipeline.prune import SCORING_PICTURES, pruning_sensitivity
+    from edgevision.pipeline.prune_scoring import SCORING_PICTURES, pruning_sensitivity
 
     if options.data is None:
         raise UsageError("sensitivity is measured on pictures: give --data KIND:PATH")
@@ -169,6 +174,7 @@ def _sensitivity(options: argparse.Namespace) -> int:
     result = pruning_sensitivity(
         options.source,
         data=options.data,
+        images=options.images,
         pictures=SCORING_PICTURES if options.pictures is None else options.pictures,
         importance=options.importance or "taylor",
         ratios=ratios,

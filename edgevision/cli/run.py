@@ -83,7 +83,7 @@ def _number(text: str) -> str | float | None:
 
 
 # of a stage's metrics, those that its row shows
-_SHOWN = ("top1", "agreement", "macs_ratio", "speedup", "points_lost")
+_SHOWN = ("top1", "map", "map50", "agreement", "macs_ratio", "speedup", "points_lost")
 
 
 def _print(found: RecipeRun, summary: list[dict[str, str]]) -> None:

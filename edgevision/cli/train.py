@@ -9,6 +9,7 @@ from edgevision.cli.output import image_size, print_json
 
 if TYPE_CHECKING:
     from edgevision.data import Dataset
+    from edgevision.training.config import RunConfig
 
 
 # fields of TrainConfig that have an option of their own; the rest are set in a TOML file
@@ -25,8 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training_arguments(parser)
     parser.add_argument("--search-epochs", type=int, metavar="N", help="repoptvgg: epochs of the search for gradient"
                         " scales, kept in RUN/search (default: a tenth of the epochs, 1 to 10); 0: none")  # fmt: skip
-    parser.add_argument("--images", metavar="DIR", help="detectors: where the pictures of a COCO file lie, if not in "
-                        "images/ or JPEGImages/ beside it")  # fmt: skip
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +34,8 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input-size", type=image_size, metavar="SIZE", help="default: 32 for small pictures or 224; "
                         "for detectors their own, or 320 where there are few pictures")  # fmt: skip
     parser.add_argument("--in-channels", type=int, help="default: 1 for digits, else 3")
+    parser.add_argument("--anchors", metavar="FILE|LIST", help="YOLOv3: priors of your own, what edgevision priors "
+                        "printed or a list [[w, h], ...] in pixels of the input")  # fmt: skip
     parser.add_argument("--weights", metavar="FILE", help="begin with these weights")
 
 
@@ -45,7 +46,8 @@ def network_arguments(options: argparse.Namespace) -> dict[str, Any]:
     size = options.input_size
     if size is not None and size[0] != size[1]:
         raise UsageError("networks of the zoo take square pictures: --input-size SIZE")
-    given = {"width": options.width, "input_size": size and size[0], "in_channels": options.in_channels}
+    given = {"width": options.width, "input_size": size and size[0], "in_channels": options.in_channels,
+             "anchors": options.anchors}  # fmt: skip
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -55,6 +57,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", required=True, metavar="RUN", help="run folder; a finished one is a Checkpoint")
     parser.add_argument("--epochs", type=int, help="passes over the data")
     parser.add_argument("--val-data", metavar="KIND:PATH", help="validate on this instead of the data's test part")
+    add_images_argument(parser)
     parser.add_argument("--preprocess", metavar="NAME|TOML", help="instead of the data's usual one")
     parser.add_argument("--config", metavar="TOML", help="settings of the run; options override it")
     parser.add_argument("--restart", action="store_true", help="start over, whatever RUN holds")
@@ -64,6 +67,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
 
 
+def add_images_argument(parser: argparse.ArgumentParser) -> None:
+    """Where pictures with boxes lie."""
+    parser.add_argument("--images", metavar="DIR", help="detectors: where the pictures of a COCO file lie, if not in "
+                        "images/ or JPEGImages/ beside it")  # fmt: skip
+
+
 def run(options: argparse.Namespace) -> int:
     """Train and print the metrics of the kept network."""
     from edgevision.data import open_dataset
@@ -71,14 +80,16 @@ def run(options: argparse.Namespace) -> int:
     from edgevision.pipeline.preprocessing import load_preprocess
 
     require("torch", purpose="train")
+    from edgevision.checkpoint import Checkpoint
     from edgevision.training import train
 
     options.model = options.model or options.model_option
     dataset = open_dataset(options.data, split="train", images=options.images)
     model = _network(options, dataset)
-    settings = detection_config if _finds_boxes(model) else training_config
-    config = settings(options, dataset, _input_size(model))
-    if not isinstance(model, str):
+    known = model.arguments if isinstance(model, Checkpoint) else model.architecture["arguments"]
+    task = str(getattr(model, "task", "classification"))
+    config = run_config(options, dataset, task=task, input_size=int(known["input_size"]))
+    if not isinstance(model, Checkpoint):
         _search(options, dataset, model, config)
     checkpoint = train(
         model,
@@ -133,67 +144,34 @@ def _search(options: argparse.Namespace, dataset: Dataset, model: Any, config: A
     )
 
 
-def training_config(options: argparse.Namespace, dataset: Dataset, input_size: int) -> Any:
-    """The data's recipe, then the TOML file, then options; None leaves the choice to `train`."""
-    from dataclasses import asdict
-
+def run_config(options: argparse.Namespace, dataset: Dataset, *, task: str, input_size: int) -> RunConfig | None:
+    """The recipe for a task and data, then the TOML file, then options; None leaves the choice to `train`."""
     from edgevision.pipeline.preprocessing import read_toml
-    from edgevision.training.config import TrainConfig, recipe_for
+    from edgevision.training.recipes import usual_config
 
     given = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
     if not given and not options.config:
         return None
-    recipe = recipe_for(dataset.name, input_size=input_size)
+    recipe = usual_config(task, dataset, input_size=input_size)
     settings = read_toml(options.config) if options.config else {}
-    return TrainConfig.from_dict({**asdict(recipe), **settings.get("train", settings), **given})
-
-
-def detection_config(options: argparse.Namespace, dataset: Dataset, input_size: int) -> Any:
-    """The same for a detector, whose recipe goes by the number of pictures."""
-    from dataclasses import asdict
-
-    from edgevision.pipeline.preprocessing import read_toml
-    from edgevision.training.detection.config import DetectionConfig, recipe_for_boxes
-
-    given = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
-    if not given and not options.config:
-        return None
-    settings = read_toml(options.config) if options.config else {}
-    recipe = asdict(recipe_for_boxes(len(dataset)))
-    return DetectionConfig.from_dict({**recipe, **settings.get("train", settings), **given})
+    return recipe.from_dict({**recipe.to_dict(), **settings.get("train", settings), **given})
 
 
 def _network(options: argparse.Namespace, dataset: Dataset) -> Any:
-    """A fresh network of the zoo, or the folder of the Checkpoint to go on from."""
-    from edgevision.checkpoint import is_checkpoint
+    """A fresh network of the zoo, or the Checkpoint to go on from."""
+    from edgevision.checkpoint import Checkpoint, is_checkpoint
     from edgevision.errors import UsageError
-    from edgevision.models import task_of
     from edgevision.pipeline.networks import network_for
-    from edgevision.training.detection.config import usual_detector_size
+    from edgevision.training.run import check_elsewhere
 
     arguments = network_arguments(options)
     if not is_checkpoint(options.model):
-        if task_of(options.model) == "detection" and "input_size" not in arguments:
-            arguments["input_size"] = usual_detector_size(options.model, len(dataset))
         # the first weights are drawn here: the seed must decide them too
         return network_for(options.model, dataset, weights=options.weights, seed=options.seed or 0, **arguments)
     if arguments or options.weights or options.search_epochs is not None:
         raise UsageError(
-            f"{options.model} is a Checkpoint and has its own: --width, --input-size, --in-channels, --weights and "
-            "--search-epochs are for networks of the zoo"
+            f"{options.model} is a Checkpoint and has its own: --width, --input-size, --in-channels, --anchors, "
+            "--weights and --search-epochs are for networks of the zoo"
         )
-    return str(options.model)
-
-
-def _input_size(model: Any) -> int:
-    from edgevision.checkpoint import Checkpoint
-
-    arguments = Checkpoint.open(model).arguments if isinstance(model, str) else model.architecture["arguments"]
-    return int(arguments["input_size"])
-
-
-def _finds_boxes(model: Any) -> bool:
-    from edgevision.checkpoint import Checkpoint
-    from edgevision.training.run import is_detector
-
-    return Checkpoint.open(model).task == "detection" if isinstance(model, str) else is_detector(model)
+    check_elsewhere(options.model, options.out, "network to begin with")
+    return Checkpoint.open(options.model)

@@ -7,12 +7,16 @@ these parts; a training loop of your own (a detector's, say) uses them as well::
                   channelwise=(), channelwise_weight=1.0, channelwise_temperature=4.0)
     open_teacher(source, *, weights=None, arguments=None, classes=None, preprocess=None) -> Teacher
     Distiller(student, teacher, config, *, example, preprocess=None, classes=(), seed=0,
-              memory_format=torch.contiguous_format)
+              memory_format=torch.contiguous_format, answers=None)
         .network(images) -> (outputs, features)     the student with its adapters: train its parameters
         .teach(images) -> Taught                    what the teacher makes of the same images
-        .loss(outputs, features, taught) -> Tensor  scalar; the labels' own loss counts ``.label_weight``
+        .loss(outputs, features, taught, progress=0.0) -> Tensor
+                                                    scalar; the labels' own loss counts ``.label_weight``
     logits_loss, feature_loss, channelwise_loss     (student, teacher, temperature) -> scalar Tensor
     LOSSES                                          the three by name
+
+What answers are depends on the network: logits (`edgevision.distillation.answers.LogitAnswers`), or a detector's maps
+(`edgevision.training.detection.teaching.DetectorAnswers`), whose teacher's weight falls with the ``progress`` of a run.
 """
 
 from __future__ import annotations

@@ -21,7 +21,12 @@ class DistillConfig:
     ``(1 − alpha) · label loss + alpha · logits loss + feature_weight · Σ feature loss
     + channelwise_weight · Σ channelwise loss``
 
-    Layers are dotted names of modules (``features.13``). A pair may be given as ``("features.7", "features.13")``,
+    Detectors learn from boxes with full weight, and from the teacher's answers besides: ``label loss + alpha · decay ·
+    answers' loss + …``, where decay falls from 1 to 0 along a cosine over the run (Li et al. 2022, *YOLOv6*, arXiv
+    2209.02976, section 2.4.2, self-distillation). Answers are the class maps, and sides where they are distributions.
+
+    Layers are dotted names of modules (``features.13``); ``"head"`` among ``channelwise`` of detectors stands for the
+    layers that put out the scores. A pair may be given as ``("features.7", "features.13")``,
     as ``"features.7=features.13"``, or as one name for both networks.
 
     Attributes:

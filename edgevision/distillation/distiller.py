@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgevision.distillation.answers import Answers, LogitAnswers
 from edgevision.distillation.channelwise import channelwise_loss
 from edgevision.distillation.config import DistillConfig
 from edgevision.distillation.features import feature_loss, make_adapter, same_size
@@ -16,7 +17,7 @@ from edgevision.distillation.logits import logits_loss
 from edgevision.distillation.recorder import check_layers, recorded
 from edgevision.distillation.teacher import InputMap, Teacher
 from edgevision.distillation.teacher_speed import quickened
-from edgevision.errors import TrainingError, UsageError
+from edgevision.errors import UsageError
 from edgevision.preprocess import Preprocess
 
 # name → (student's tensor, teacher's tensor, temperature) → scalar
@@ -45,7 +46,7 @@ class Taught:
     """What the teacher makes of a batch.
 
     Attributes:
-        outputs: as its network puts them out; ordinary tensors, for logits.
+        outputs: as its network puts them out; ordinary tensors, for logits and maps by name.
         features: what its layers put out, by name.
     """
 
@@ -101,6 +102,8 @@ class Distiller:
         classes: the student's classes, compared with the teacher's where both are known.
         seed: of the adapters' first weights.
         memory_format: order of the teacher's weights in memory: as the student's.
+        answers: how answers are compared; by default as logits. A detector's are
+            `edgevision.training.detection.teaching.DetectorAnswers`.
 
     Raises:
         UsageError: a layer that does not exist, runs twice, or whose map cannot be compared.
@@ -118,29 +121,33 @@ class Distiller:
         classes: Sequence[str] = (),
         seed: int = 0,
         memory_format: torch.memory_format = torch.contiguous_format,
+        answers: Answers | None = None,
     ) -> None:
-        self.config = config
+        self.answers: Answers = LogitAnswers() if answers is None else answers
+        self.config = config = self.answers.prepared(config, teacher, (example.shape[2], example.shape[3]))
         self.teacher = teacher
         self._terms = _terms(config)
         check_layers(student, [term.student for term in self._terms], "student")
         check_layers(teacher.network, [term.teacher for term in self._terms], "teacher")
         self._teacher_layers = tuple(dict.fromkeys(term.teacher for term in self._terms))
         own = teacher.preprocess
-        self._input = InputMap(preprocess, own) if preprocess is not None and own is not None else None
+        self._input = (
+            None if preprocess is None or own is None else InputMap(preprocess, own, resize=self.answers.resizes)
+        )
         shape = (example if self._input is None else self._input(example)).shape
         network = quickened(teacher.network, self._teacher_layers, shape).to(example.device)
         self._network = network.to(memory_format=memory_format)  # type: ignore[call-overload] # see training.loop
         outputs, maps = _probe(student, example, [term.student for term in self._terms])
         taught = self.teach(example)
         if config.alpha:
-            _check_logits(outputs, taught.outputs, teacher, classes)
+            self.answers.check(outputs, taught.outputs, teacher, classes)
         adapters = self._adapters(maps, taught.features, seed).to(example.device)
         self.network = AdaptedStudent(student, [term.student for term in self._terms], adapters)
 
     @property
     def label_weight(self) -> float:
         """The labels' share of the loss."""
-        return 1.0 - self.config.alpha
+        return self.answers.weights(self.config.alpha, 0.0)[0]
 
     @property
     def adapters(self) -> nn.ModuleList:
@@ -152,20 +159,23 @@ class Distiller:
         with torch.inference_mode(), recorded(self._network, self._teacher_layers) as found:
             outputs = self._network(images if self._input is None else self._input(images))
         # inference tensors cannot take part in a backward pass; copies of them can
-        return Taught(outputs.clone() if isinstance(outputs, Tensor) else outputs, found)
+        return Taught(_ordinary(outputs), found)
 
-    def loss(self, outputs: Any, features: Sequence[Tensor], taught: Taught) -> Tensor:
+    def loss(self, outputs: Any, features: Sequence[Tensor], taught: Taught, progress: float = 0.0) -> Tensor:
         """The teacher's part of the loss: everything but the labels'.
 
         Args:
-            outputs: the student's logits ``[B, num_classes]``; not looked at where ``alpha`` is 0.
+            outputs: the student's answers, logits ``[B, num_classes]`` or a detector's raw maps by name; not looked at
+                where ``alpha`` is 0.
             features: what `network` returned beside them.
             taught: what `teach` returned for the same pictures.
+            progress: how much of the run is done, 0 to 1.
         """
         config = self.config
         parts: list[Tensor] = []
         if config.alpha:
-            parts.append(config.alpha * LOSSES["logits"](outputs.float(), taught.outputs.float(), config.temperature))
+            share = self.answers.weights(config.alpha, progress)[1]
+            parts.append(share * self.answers.loss(outputs, taught.outputs, config.temperature))
         for term, mine in zip(self._terms, features, strict=True):
             student, teacher = same_size(mine.float(), _as_map(taught.features[term.teacher]).float())
             parts.append(term.weight * LOSSES[term.loss](student, teacher, term.temperature))
@@ -183,6 +193,13 @@ def _terms(config: DistillConfig) -> list[_Term]:
     hints = [_Term("features", *pair, config.feature_weight, 1.0) for pair in config.features]
     weight, temperature = config.channelwise_weight, config.channelwise_temperature
     return hints + [_Term("channelwise", *pair, weight, temperature) for pair in config.channelwise]
+
+
+def _ordinary(outputs: Any) -> Any:
+    """Copies of answers that were made in inference mode."""
+    if isinstance(outputs, dict):
+        return {name: _ordinary(value) for name, value in outputs.items()}
+    return outputs.clone() if isinstance(outputs, Tensor) else outputs
 
 
 def _probe(student: nn.Module, example: Tensor, layers: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:
@@ -217,23 +234,3 @@ def _adapter(term: _Term, student: Tensor | None, teacher: Tensor | None) -> nn.
 def _as_map(features: Tensor) -> Tensor:
     """``[B, C]`` as a map of one place."""
     return features[:, :, None, None] if features.ndim == 2 else features
-
-
-def _check_logits(student: Any, answers: Any, teacher: Teacher, classes: Sequence[str]) -> None:
-    for whose, outputs in (("student", student), ("teacher", answers)):
-        if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-            shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise UsageError(
-                f"the {whose} puts out {shape}; logits to distil are [B, num_classes]. For other networks name layers "
-                "(features or channelwise) and set alpha = 0"
-            )
-    if len(classes) == student.shape[1]:  # fewer names than outputs do not say which is which
-        teacher.check_classes(classes)
-    if student.shape[1] != answers.shape[1]:
-        raise TrainingError(
-            f"a teacher with other classes: {teacher.name} tells {answers.shape[1]} apart, the student "
-            f"{student.shape[1]}; take a teacher of the same classes, or learn from its layers alone (alpha = 0 with "
-            "features)"
-        )
-    if not bool(torch.isfinite(answers).all()):
-        raise TrainingError(f"the teacher {teacher.name} answers with NaN or infinity; its weights are of no use")

@@ -156,17 +156,18 @@ class InputMap:
         student: how pictures become the student's input.
         teacher: how they become the teacher's. Only numbers, colour order and size follow it; how a picture is cropped
             is the student's business, or the two would see different things.
+        resize: bring pictures to the teacher's own size; False for detectors, whose maps must lie on each other.
 
     Raises:
         UsageError: one takes grey pictures and the other coloured ones.
     """
 
-    def __init__(self, student: Preprocess, teacher: Preprocess) -> None:
+    def __init__(self, student: Preprocess, teacher: Preprocess, *, resize: bool = True) -> None:
         if student.channels != teacher.channels:
             raise UsageError(
                 f"the teacher takes {teacher.color} pictures, the student {student.color}; they must take the same"
             )
-        self.size = None if student.size == teacher.size else teacher.size
+        self.size = teacher.size if resize and student.size != teacher.size else None
         self.flip = student.color != teacher.color
         order = slice(None, None, -1) if self.flip else slice(None)
         rows = zip(student.mean[order], student.std[order], teacher.mean, teacher.std, strict=True)

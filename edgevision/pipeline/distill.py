@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from edgevision.checkpoint import Checkpoint
     from edgevision.distillation import DistillConfig, Teacher
-    from edgevision.training import TrainConfig
+    from edgevision.training.config import RunConfig
 
 
 def distill(
@@ -27,9 +27,10 @@ def distill(
     data: str | Path | Dataset,
     out: str | Path,
     epochs: int | None = None,
-    config: TrainConfig | None = None,
+    config: RunConfig | None = None,
     options: DistillConfig | None = None,
     val_data: str | Path | Dataset | None = None,
+    images: str | Path | None = None,
     preprocess: str | Path | Preprocess | None = None,
     weights: str | Path | None = None,
     model_arguments: Mapping[str, Any] | None = None,
@@ -38,7 +39,7 @@ def distill(
     resume: bool = True,
     device: str | None = None,
 ) -> Checkpoint:
-    """Train a student on a teacher's answers and the labels, and keep the best by validation accuracy.
+    """Train a student on a teacher's answers and the labels or boxes, and keep the best by accuracy or mAP.
 
     The teacher answers the very pictures that the student sees, cropped, flipped and mixed. Interrupted, the same call
     goes on from the last finished epoch and ends, on a CPU, with the same bits; see `edgevision.training.train`.
@@ -46,16 +47,17 @@ def distill(
     Args:
         student: a Checkpoint (pruned or not) or the folder of one, a network of `create_model`, or a zoo name.
         teacher: the same, except that a zoo name needs ``teacher_weights``; or a torch module of your own.
-        data: labelled pictures.
+        data: labelled pictures, for detectors pictures with boxes.
         out: folder of the run and its Checkpoint.
         epochs: replaces the config's.
-        config: settings of the training; by default the data's recipe.
-        options: what is learned from the teacher; by default its logits.
+        config: settings of the training, `TrainConfig` or `DetectionConfig`; by default the data's recipe.
+        options: what is learned from the teacher; by default its answers.
         val_data: by default the data's test part, or every tenth picture.
+        images: folder of the pictures of a COCO file, where they are not beside it.
         preprocess: by default the student's own, else the teacher's where it fits, else the data's usual one.
         weights: weight file to begin with, for a student by zoo name.
-        model_arguments: ``width``, ``input_size``, ``in_channels`` of a student by zoo name. Size and channels are by
-            default the teacher's, where it knows them.
+        model_arguments: ``width``, ``input_size``, ``in_channels``, ``anchors`` of a student by zoo name. Size and
+            channels are by default the teacher's, where it knows them, and so are a YOLOv3's anchors.
         teacher_weights: weight file of a teacher by zoo name.
         teacher_arguments: its arguments; by default the student's outputs, channels and size.
         resume: False starts over.
@@ -65,7 +67,8 @@ def distill(
         UsageError: settings or inputs that do not go together; a layer that does not exist.
         CheckpointError: a checkpoint or weight file that cannot be read.
         DataError: data that cannot be read.
-        TrainingError: a teacher with other classes, or see `edgevision.training.train`.
+        TrainingError: a teacher with other classes, for detectors also with other strides or priors, or see
+            `edgevision.training.train`.
         OutputError: ``out`` cannot be written.
     """
     require("torch", purpose="distill networks")
@@ -81,7 +84,8 @@ def distill(
     # a teacher that knows its input decides a fresh student's; one by name gets the student's
     opened = None if by_name else open_teacher(teacher, weights=teacher_weights)
     seed = 0 if config is None else config.seed
-    begun = _student(student, data, opened, weights=weights, arguments=model_arguments or {}, seed=seed)
+    dataset = open_dataset(data, split="train", images=images)
+    begun = _student(student, dataset, opened, weights=weights, arguments=model_arguments or {}, seed=seed)
     if opened is None:
         known = _arguments(begun)
         taken = {name: known[name] for name in _INPUT if name in known} | dict(teacher_arguments or {})
@@ -99,6 +103,7 @@ def distill(
         config=config,
         preprocess=chosen,
         val_data=val_data,
+        images=images,
         resume=resume,
         device=device,
         changes=("pretrained",) if weights is not None else (),
@@ -125,7 +130,7 @@ _INPUT = ("num_classes", "in_channels", "input_size")
 
 def _student(
     student: str | Path | nn.Module | Checkpoint,
-    data: str | Path | Dataset,
+    dataset: Dataset,
     teacher: Teacher | None,
     *,
     weights: str | Path | None,
@@ -134,15 +139,16 @@ def _student(
 ) -> nn.Module | Checkpoint:
     """What training begins with."""
     from edgevision.checkpoint import Checkpoint, is_checkpoint
-    from edgevision.models import MODELS
-    from edgevision.pipeline.networks import network_for
+    from edgevision.pipeline.networks import network_for, task_of_source
 
     if isinstance(student, (str, Path)) and not is_checkpoint(student):
-        if str(student) not in MODELS:
-            raise UsageError(f"{student}: no student: expected a Checkpoint folder (model.json in it) or a zoo name")
+        task_of_source(student, "student")
         known = {} if teacher is None else _arguments(teacher.network)
-        taken = {name: known[name] for name in ("in_channels", "input_size") if name in known}
-        dataset = open_dataset(data, split="train")
+        inherited = ["in_channels", "input_size"]
+        # priors are pixels of the input, and as many as the network has levels for
+        if teacher is not None and teacher.name == str(student) and "input_size" not in arguments:
+            inherited.append("anchors")
+        taken = {name: known[name] for name in inherited if name in known}
         return network_for(str(student), dataset, weights=weights, seed=seed, **{**taken, **arguments})
     if weights is not None or arguments:
         raise UsageError("weights, width, input size and channels complete a zoo name; this student has its own")

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevision import __version__
-from edgevision.data.base import Dataset, Subset, evenly_spaced
+from edgevision.data.base import Dataset
 from edgevision.dependencies import require
 from edgevision.errors import UsageError
 from edgevision.files import write_json
-from edgevision.pipeline.prune_expectation import Expectation, expect
+from edgevision.pipeline.prune_expectation import Expectation, expect, with_network
+from edgevision.pipeline.prune_scoring import SCORING_PICTURES, tensor_batches
 from edgevision.registry import unknown_name
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from edgevision.checkpoint import Checkpoint
     from edgevision.pipeline.prune_latency import LatencyPlanner
     from edgevision.pruning.importance import ScoringData
     from edgevision.pruning.prune import PruningPlan
-    from edgevision.pruning.sensitivity import PruningSensitivity
-    from edgevision.training import TrainConfig
+    from edgevision.training.config import RunConfig
 
 # entry of a Checkpoint's ``changes``
 PRUNED, SLIMMED, SPARSE = "pruned", "slimmed", "sparse 2:4"
-
-# pictures that Taylor importance and the sensitivity look at, in batches of
-SCORING_PICTURES, _SCORING_BATCH = 512, 64
 
 # a trained network wants a smaller rate than a fresh one: this share of its recipe's
 FINE_TUNING_RATE = 0.2
@@ -104,8 +101,9 @@ def prune_checkpoint(
     out: str | Path,
     data: str | Path | Dataset | None = None,
     val_data: str | Path | Dataset | None = None,
+    images: str | Path | None = None,
     options: PruneOptions | None = None,
-    config: TrainConfig | None = None,
+    config: RunConfig | None = None,
     target: str | None = "onnxruntime",
     planner: Planner | None = None,
     planner_identity: Mapping[str, Any] | None = None,
@@ -120,10 +118,13 @@ def prune_checkpoint(
     Args:
         source: a Checkpoint or its folder; it is not changed.
         out: folder of the run; when it is done, a Checkpoint.
-        data: labelled pictures to train and score on; not needed for ``epochs=0`` without Taylor importance.
+        data: labelled pictures, or pictures with boxes, to train and score on; not needed for ``epochs=0`` without
+            Taylor importance.
         val_data: pictures to choose the best epoch by; see `edgevision.train`.
+        images: folder of the pictures of a COCO file, where they are not beside it.
         options: what goes, and how.
-        config: settings of the training; by default the data's recipe with a fifth of its learning rate.
+        config: settings of the training, `TrainConfig` or `DetectionConfig`; by default the data's recipe with a fifth
+            of its learning rate.
         target: engine that the expected latency is measured on, or that ``sparsity`` is for; None measures nothing.
         planner: decides the channels of each step in the place of ``options``' target, importance and scope.
         planner_identity: plain values that tell one planner from another, so that a folder is not resumed with
@@ -156,7 +157,7 @@ def prune_checkpoint(
         planner, planner_identity = by_latency, by_latency.identity
         # what this machine takes says nothing of another
         target = None if by_latency.elsewhere else target
-    job = _Job(opened, Path(out), data, val_data, options, config, target, planner, announce, device)
+    job = _Job(opened, Path(out), data, val_data, images, options, config, target, planner, announce, device)
     return job.run(planner_identity)
 
 
@@ -217,8 +218,9 @@ class _Job:
     out: Path
     data: str | Path | Dataset | None
     val_data: str | Path | Dataset | None
+    images: str | Path | None
     options: PruneOptions
-    config: TrainConfig | None
+    config: RunConfig | None
     target: str | None
     planner: Planner | None
     announce: Callable[[Expectation], None] | None
@@ -282,10 +284,13 @@ class _Job:
 
     def _scoring_data(self) -> ScoringData:
         from edgevision.pruning.importance import NEEDS_DATA, ScoringData
+        from edgevision.pruning.losses import loss_of
 
         needed = self.options.importance in NEEDS_DATA or self.options.scope == "measured" or self.planner is not None
-        batches = tensor_batches(self.data, self.source, SCORING_PICTURES) if needed and self.data is not None else ()
-        return ScoringData(batches, self.options.seed)
+        if not needed or self.data is None:
+            return ScoringData((), self.options.seed)
+        batches = tensor_batches(self.data, self.source, SCORING_PICTURES, images=self.images)
+        return ScoringData(batches, self.options.seed, loss_of(self.source.build()))
 
     def _slimmed(self) -> Checkpoint:
         """The network after sparsity training: channels that are not needed have faded."""
@@ -364,20 +369,21 @@ class _Job:
             config=self._config(epochs),
             preprocess=begun.preprocess,
             val_data=self.val_data,
+            images=self.images,
             changes=changes,
             device=self.device,
             teacher=self.source if distill and self.options.distill else None,
         )
 
-    def _config(self, epochs: int) -> TrainConfig:
+    def _config(self, epochs: int) -> RunConfig:
         from edgevision.data import open_dataset
-        from edgevision.training.config import recipe_for
+        from edgevision.training.recipes import usual_config
 
         config = self.config
         if config is None:
             assert self.data is not None
-            name = open_dataset(self.data, split="train").name
-            config = recipe_for(name, input_size=max(self.source.preprocess.size))
+            dataset = open_dataset(self.data, split="train", images=self.images)
+            config = usual_config(self.source.task, dataset, input_size=max(self.source.preprocess.size))
             config = replace(config, lr=config.lr * FINE_TUNING_RATE)
         return replace(config.with_epochs(epochs), seed=self.options.seed)
 
@@ -385,10 +391,11 @@ class _Job:
         from edgevision.pipeline.prune_expectation import costs_of
 
         before, after = costs_of(self.source.build()), costs_of(result.build())
+        quality = "map" if self.source.task == "detection" else "top1"
         metrics: dict[str, float | None] = {
             "macs_ratio": after[0] / before[0],
             "parameters_ratio": after[1] / before[1],
-            "unpruned_top1": self.source.metrics.get("top1"),
+            f"unpruned_{quality}": self.source.metrics.get(quality),
         }
         if not self.options.epochs:
             # what was measured before pruning holds no longer
@@ -404,80 +411,5 @@ class _Job:
 
 
 def _checkpoint_of(model: nn.Module, like: Checkpoint, change: str) -> Checkpoint:
-    from edgevision.checkpoint import Checkpoint
-
     changes = like.changes if like.changes[-1:] == (change,) else (*like.changes, change)
-    return Checkpoint.from_model(
-        model, preprocess=like.preprocess, classes=like.classes, task=like.task, changes=changes, metrics=like.metrics
-    )
-
-
-def tensor_batches(data: str | Path | Dataset, source: Checkpoint, pictures: int) -> list[tuple[Tensor, Tensor | None]]:
-    """Some of the training pictures, spread evenly and mixed, as the network takes them; with their labels, if any.
-
-    Raises:
-        DataError: there are none, or one cannot be read.
-    """
-    import torch
-
-    from edgevision.data import batches, open_dataset
-    from edgevision.errors import DataError
-
-    dataset = open_dataset(data, split="train")
-    if not len(dataset):
-        raise DataError(f"{dataset.name} holds no pictures: give --data a folder that does")
-    chosen = evenly_spaced(dataset, min(pictures, len(dataset)))
-    # folders are sorted by class, and batch norms would see batches of one class
-    order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0)).tolist()
-    chosen = Subset(chosen, order)
-    return [
-        (torch.from_numpy(images), None if labels is None else torch.from_numpy(labels))
-        for images, labels in batches(chosen, source.preprocess, _SCORING_BATCH)
-    ]
-
-
-def pruning_sensitivity(
-    source: str | Path | Checkpoint,
-    *,
-    data: str | Path | Dataset,
-    pictures: int = SCORING_PICTURES,
-    importance: str = "taylor",
-    ratios: Sequence[float] | None = None,
-    round_to: int = 1,
-    seed: int = 0,
-) -> PruningSensitivity:
-    """How much the answers suffer when each group of channels alone is pruned; nothing is changed or written.
-
-    Args:
-        source: a Checkpoint or its folder.
-        data: pictures; with labels the accuracy is told, without them the change of the answers.
-        pictures: how many of them.
-        importance: which channels go.
-        ratios: fractions that go; by default a quarter, a half and three quarters.
-        round_to: channels stay multiples of this.
-        seed: of the random importance.
-
-    Raises:
-        UsageError: a ratio outside (0, 1), an unknown importance, fewer than 1 picture.
-        DataError: no pictures.
-    """
-    require("torch", purpose="prune")
-    require("torch_pruning", purpose="prune")
-    from edgevision.checkpoint import Checkpoint
-    from edgevision.pruning import find_groups
-    from edgevision.pruning.prune import input_shape_of
-    from edgevision.pruning.sensitivity import DEFAULT_RATIOS, measure_sensitivity
-
-    if pictures < 1:
-        raise UsageError(f"pictures must be 1 or more; got {pictures}")
-    opened = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
-    model = opened.build()
-    return measure_sensitivity(
-        model,
-        find_groups(model, input_shape_of(model)),
-        tensor_batches(data, opened, pictures),
-        importance=importance,
-        ratios=DEFAULT_RATIOS if ratios is None else ratios,
-        round_to=round_to,
-        seed=seed,
-    )
+    return with_network(like, model, changes=changes, metrics=like.metrics)

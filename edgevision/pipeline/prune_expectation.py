@@ -57,7 +57,7 @@ def expect(source: Checkpoint, model: nn.Module, plan: PruningPlan, target: str 
     latency, reason = None, "no engine was named"
     if target is not None:
         try:
-            measured = measure_latency([_with(source, model), _with(source, smaller)], target)
+            measured = measure_latency([with_network(source, model), with_network(source, smaller)], target)
             latency, reason = (measured[0], measured[1]), ""
         except EdgeVisionError as error:
             reason = str(error)
@@ -113,7 +113,8 @@ def measure_latency(checkpoints: Sequence[Checkpoint], target: str, *, rounds: i
     return [min(combine(found).round_p50_ms) for found in samples]
 
 
-def _with(source: Checkpoint, model: nn.Module) -> Checkpoint:
+def with_network(like: Checkpoint, model: nn.Module, **others: Any) -> Checkpoint:
+    """A network with what else its Checkpoint says of it: preprocess, classes and task, and ``others`` besides."""
     from edgevision.checkpoint import Checkpoint
 
-    return Checkpoint.from_model(model, preprocess=source.preprocess, classes=source.classes, task=source.task)
+    return Checkpoint.from_model(model, preprocess=like.preprocess, classes=like.classes, task=like.task, **others)

@@ -13,7 +13,7 @@ from edgevision.dependencies import require
 from edgevision.errors import CheckFailedError, UsageError
 from edgevision.files import write_json
 from edgevision.pipeline.layer_timing import cached_table_path, device_name, empty_table, measure_table
-from edgevision.pipeline.prune_expectation import measure_latency
+from edgevision.pipeline.prune_expectation import measure_latency, with_network
 from edgevision.pipeline.workspace import Workspace, digest_of
 
 if TYPE_CHECKING:
@@ -190,16 +190,9 @@ class LatencyPlanner:
 
     def measured(self, model: nn.Module, plan: PruningPlan) -> tuple[float, float] | None:
         """Milliseconds of the whole network before and after a plan; None where its device is not this one."""
-        from edgevision.checkpoint import Checkpoint
-
         if self.elsewhere:
             return None
-        pair = [
-            Checkpoint.from_model(
-                one, preprocess=self.source.preprocess, classes=self.source.classes, task=self.source.task
-            )
-            for one in (model, plan.apply(model))
-        ]
+        pair = [with_network(self.source, one) for one in (model, plan.apply(model))]
         before, after = measure_latency(pair, self.target, rounds=_TIMING_ROUNDS)
         return before, after
 
@@ -286,7 +279,7 @@ class _Choice:
         if scope != "measured":
             return scope, None
         return scope, loss_curves(
-            self.model, self.groups, self.scores, self.data.batches, multiple=multiple, most=most,
+            self.model, self.groups, self.scores, self.data, multiple=multiple, most=most,
             macs=self.costs.macs(),
         )  # fmt: skip
 

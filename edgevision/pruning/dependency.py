@@ -20,6 +20,7 @@ from edgevision.errors import ModelError
 from edgevision.models.channels import CONVOLUTIONS, TRANSPOSED, HasChannelTensors, channel_counts, loose_tensors
 from edgevision.pruning.apply import remove_channels
 from edgevision.pruning.groups import ChannelGroup, ChannelGroups, IntArray, KeptGroup
+from edgevision.pruning.shuffled import tie_selections, with_selections
 from edgevision.pruning.ties import Slot, Ties
 
 # backward nodes of ops that treat each channel for itself: never to blame where a group cannot be followed
@@ -50,7 +51,7 @@ def find_groups(model: nn.Module, input_shape: Sequence[int]) -> ChannelGroups:
     shape = tuple(int(size) for size in input_shape)
     working = _working_copy(model)
     inputs = torch.empty(shape).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
-    ties = _trace(working, inputs)
+    ties = _trace(with_selections(working, inputs), inputs)
     groups, kept = ties.resolve()
     groups, refuted = _proved(working.double(), inputs.double(), groups, ties)
     untraced = [name for name, module in working.named_modules() if _makes_channels(module) and name not in ties.layers]
@@ -90,7 +91,8 @@ def _trace(model: nn.Module, inputs: Tensor) -> Ties:
     except Exception as error:  # whatever the network's own code raises
         raise ModelError(
             f"{type(model).__name__} cannot be followed on an input of shape {list(inputs.shape)}: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}. Channels that are shuffled by reshaping are followed where the network "
+            "does it with the modules of edgevision.models.shuffle"
         ) from error
     finals = [tensor.grad_fn for tensor in outputs]
     ties = Ties(dict(model.named_modules()), loose_tensors(model))
@@ -102,6 +104,7 @@ def _trace(model: nn.Module, inputs: Tensor) -> Ties:
     for module in model.modules():
         if isinstance(module, HasChannelTensors):
             _tie_channel_tensors(module, ties)
+    tie_selections(model, ties)
     return ties
 
 
@@ -120,7 +123,12 @@ def _follow(graph: Any, module: nn.Module, root: Slot, ties: Ties, finals: list[
     pruner = graph.get_pruner_of_module(module)
     counts = channel_counts(module)
     assert counts is not None
-    group = graph.get_pruning_group(module, pruner.prune_out_channels, list(range(counts[1])))
+    everything = np.arange(counts[1])
+    try:
+        group = graph.get_pruning_group(module, pruner.prune_out_channels, everything.tolist())
+    except Exception as error:  # whatever the graph makes of reshapes that it takes for flattening
+        ties.refuse(root, everything, f"the dependency graph cannot follow them: {type(error).__name__}: {error}")
+        return
     for item in group:
         node, target = item.dep.target, item.dep.target.module
         here, there = np.asarray(item.root_idxs, np.int64), np.asarray(item.idxs, np.int64)
@@ -132,7 +140,10 @@ def _follow(graph: Any, module: nn.Module, root: Slot, ties: Ties, finals: list[
             ties.tie(root, here, ties.tensor_slot(target, node.pruning_dim), there)
         elif channel_counts(target) is not None and not _unsupported(target):
             slot = ties.in_slot(target) if reads else ties.out_slot(target)
-            ties.tie(root, here, slot, there)
+            known = there < slot.size
+            if not known.all():
+                ties.refuse(root, here, f"the dependency graph loses count of them before {slot.name}")
+            ties.tie(root, here[known], slot, there[known])
         elif type(target).__module__.startswith("torch_pruning"):
             ties.passes(root, str(getattr(target, "_grad_fn", type(target).__name__.strip("_"))))
         else:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from edgevision.errors import UsageError
 from edgevision.progress import track
 from edgevision.pruning.apply import remove_channels
 from edgevision.pruning.groups import ChannelGroup, ChannelGroups
+from edgevision.pruning.importance import ScoringData
+from edgevision.pruning.losses import Labels, Loss, own_answers
 from edgevision.pruning.planning import choose_channels
 from edgevision.pruning.rounding import legal_counts
 
@@ -35,7 +37,7 @@ def loss_curves(
     model: nn.Module,
     groups: ChannelGroups,
     scores: Scores,
-    batches: Sequence[tuple[Tensor, Tensor | None]],
+    data: ScoringData,
     *,
     multiple: int,
     most: float,
@@ -44,35 +46,37 @@ def loss_curves(
     """Group → float64 [channels + 1]: growth of the loss when it keeps so many of its channels.
 
     Batch norms take the statistics of the batch, as they will once the network is trained again: the shift that a cut
-    makes is not counted, only what it loses. The loss is the cross-entropy with the labels, or without them with the
-    network's own answers.
+    makes is not counted, only what it loses. The loss is ``data``'s: by default the cross-entropy with the labels, or
+    without them with the network's own answers.
 
     Args:
-        model: a classifier; it is not changed.
+        model: a network that the loss fits; it is not changed.
         groups: found in it.
         scores: which channels of a group go first.
-        batches: inputs float32 [B, C, H, W] with class indices int64 [B] or None.
+        data: pictures with labels or without, and the loss.
         multiple: channels stay multiples of this.
         most: the largest fraction of a group that is removed.
         macs: multiply-adds of one picture.
 
     Raises:
-        UsageError: no batches, or a network whose answer is not one tensor [B, classes].
+        UsageError: no batches, or answers that the loss does not take.
     """
-    if not batches:
+    if not data.batches:
         raise UsageError("scope 'measured' looks at the loss on pictures: give data, or scope global or uniform")
     tried = {group.name: _depths(group, multiple, most) for group in groups}
     trials = sum(len(counts) for counts in tried.values()) + 1
     pictures = int(max(_LEAST_PICTURES, min(_PICTURES, _BUDGET / (trials * max(macs, 1)))))
-    chosen = _first(batches, pictures)
     uncut = _on_batch_statistics(copy.deepcopy(model))
-    answers = [labels for _, labels in chosen if labels is not None] or _answers(uncut, chosen)
-    whole = _loss(uncut, chosen, answers)
+    chosen = [
+        (images, own_answers(_run(uncut, images)) if labels is None else labels)
+        for images, labels in _first(data.batches, pictures)
+    ]
+    whole = _loss(uncut, chosen, data.loss)
     curves = {}
     for group in track(list(groups), "measure what each group is worth", len(groups)):
         counts = [*tried[group.name], group.channels]
         cuts = (remove_channels(model, groups, choose_channels(scores, {group.name: n})) for n in tried[group.name])
-        growth = [_loss(_on_batch_statistics(cut), chosen, answers) - whole for cut in cuts]
+        growth = [_loss(_on_batch_statistics(cut), chosen, data.loss) - whole for cut in cuts]
         # noise must not make a deeper cut look better than a lighter one
         falling = np.maximum.accumulate([0.0, *reversed(growth)])[::-1]
         curves[group.name] = np.interp(np.arange(group.channels + 1), counts, falling)
@@ -86,8 +90,8 @@ def _depths(group: ChannelGroup, multiple: int, most: float) -> list[int]:
     return [legal[int(index)] for index in np.linspace(0, len(legal) - 1, _DEPTHS).round()]
 
 
-def _first(batches: Sequence[tuple[Tensor, Tensor | None]], pictures: int) -> list[tuple[Tensor, Tensor | None]]:
-    chosen: list[tuple[Tensor, Tensor | None]] = []
+def _first(batches: Sequence[tuple[Tensor, Labels]], pictures: int) -> list[tuple[Tensor, Labels]]:
+    chosen: list[tuple[Tensor, Labels]] = []
     for images, labels in batches:
         if pictures <= 0:
             break
@@ -97,11 +101,8 @@ def _first(batches: Sequence[tuple[Tensor, Tensor | None]], pictures: int) -> li
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    logits = model(images)
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        raise UsageError("scope 'measured' needs a classifier, whose answer is one tensor [B, classes]")
-    return logits
+def _run(model: nn.Module, images: Tensor) -> Any:
+    return model(images)
 
 
 def _on_batch_statistics(model: nn.Module) -> nn.Module:
@@ -113,12 +114,7 @@ def _on_batch_statistics(model: nn.Module) -> nn.Module:
     return model
 
 
-def _answers(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
-    return [_logits(model, images).argmax(1) for images, _ in batches]
-
-
-def _loss(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor | None]], answers: Sequence[Tensor]) -> float:
-    total = 0.0
-    for (images, _), wanted in zip(batches, answers, strict=True):
-        total += float(functional.cross_entropy(_logits(model, images), wanted, reduction="sum"))
+@torch.no_grad()
+def _loss(model: nn.Module, batches: Sequence[tuple[Tensor, Labels]], loss: Loss) -> float:
+    total = sum(float(loss(model(images), labels)) * len(images) for images, labels in batches)
     return total / sum(len(images) for images, _ in batches)

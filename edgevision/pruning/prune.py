@@ -14,6 +14,7 @@ from edgevision.pruning.dependency import find_groups
 from edgevision.pruning.groups import ChannelGroups
 from edgevision.pruning.importance import ScoringData, score_groups
 from edgevision.pruning.loss_curves import loss_curves
+from edgevision.pruning.losses import Labels, loss_of
 from edgevision.pruning.macs import CostModel
 from edgevision.pruning.planning import MOST, check_ratio, choose_channels, counts_of_ratios, plan_counts
 from edgevision.pruning.rounding import DEFAULT_MULTIPLE
@@ -60,7 +61,7 @@ def prune(
     importance: str | None = None,
     scope: str | None = None,
     round_to: int = DEFAULT_MULTIPLE,
-    batches: Sequence[tuple[Tensor, Tensor | None]] = (),
+    batches: Sequence[tuple[Tensor, Labels]] = (),
     seed: int = 0,
 ) -> nn.Module:
     """Remove channels from a network of the zoo or from any module. Its accuracy suffers until it is trained again.
@@ -78,7 +79,8 @@ def prune(
             channels) or ``uniform`` (the same fraction of each); None for ``measured`` where there are batches, else
             ``global``.
         round_to: channels stay multiples of this: 8 for most CPUs, 16 for AVX-512 and tensor cores.
-        batches: inputs float32 [B, C, H, W] and class indices int64 [B] (or None), for ``taylor`` and ``measured``.
+        batches: inputs float32 [B, C, H, W] and class indices int64 [B] (or None), for ``taylor`` and ``measured``; of
+            detectors boxes, `edgevision.training.detection.targets.Targets`.
         seed: of ``random``.
 
     Returns:
@@ -91,7 +93,7 @@ def prune(
     """
     return make_plan(
         model, macs=macs, params=params, ratios=ratios, input_shape=input_shape, importance=importance, scope=scope,
-        round_to=round_to, data=ScoringData(batches, seed),
+        round_to=round_to, data=ScoringData(batches, seed, loss_of(model)),
     ).apply(model)  # fmt: skip
 
 
@@ -132,7 +134,7 @@ def make_plan(
         curves = None
         if scope == "measured":
             curves = loss_curves(
-                model, groups, scores, data.batches, multiple=round_to, most=MOST, macs=costs.macs()
+                model, groups, scores, data, multiple=round_to, most=MOST, macs=costs.macs()
             )  # fmt: skip
         counts = plan_counts(
             groups, scores, cost, target=share * cost(), scope=scope, multiple=round_to, curves=curves

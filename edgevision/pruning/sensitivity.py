@@ -18,6 +18,7 @@ from edgevision.progress import track
 from edgevision.pruning.apply import remove_channels
 from edgevision.pruning.groups import ChannelGroups
 from edgevision.pruning.importance import ScoringData, score_groups
+from edgevision.pruning.losses import Labels, loss_of
 from edgevision.pruning.macs import CostModel
 from edgevision.pruning.planning import check_ratio, choose_channels
 from edgevision.pruning.rounding import round_count
@@ -79,7 +80,7 @@ class PruningSensitivity:
 def measure_sensitivity(
     model: nn.Module,
     groups: ChannelGroups,
-    batches: Sequence[tuple[Tensor, Tensor | None]],
+    batches: Sequence[tuple[Tensor, Labels]],
     *,
     importance: str = "l2",
     ratios: Sequence[float] = DEFAULT_RATIOS,
@@ -91,7 +92,8 @@ def measure_sensitivity(
     Args:
         model: the network.
         groups: found in it.
-        batches: inputs float32 [B, C, H, W] with class indices int64 [B] or None.
+        batches: inputs float32 [B, C, H, W] with class indices int64 [B] or None; of detectors boxes,
+            `edgevision.training.detection.targets.Targets`.
         importance: which channels of a group go.
         ratios: fractions of the channels that go.
         round_to: channels stay multiples of this.
@@ -106,10 +108,11 @@ def measure_sensitivity(
     depths = sorted({check_ratio(ratio, "a ratio of the sensitivity") for ratio in ratios})
     if not depths:
         raise UsageError("sensitivity needs at least one ratio")
-    scores = score_groups(model, groups, importance, ScoringData(batches, seed))
+    scores = score_groups(model, groups, importance, ScoringData(batches, seed, loss_of(model)))
     costs = CostModel.of(model, groups)
     expected = _answers(model, batches)
-    labels = None if batches[0][1] is None else torch.cat([label for _, label in batches if label is not None])
+    indices = [label for _, label in batches if isinstance(label, Tensor)]
+    labels = torch.cat(indices) if indices else None
     cuts = []
     for group in track(list(groups), "prune each group alone", len(groups)):
         for ratio in depths:
@@ -138,7 +141,7 @@ def measure_sensitivity(
 
 
 @torch.no_grad()
-def _answers(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
+def _answers(model: nn.Module, batches: Sequence[tuple[Tensor, Labels]]) -> list[Tensor]:
     """Every output over all pictures."""
     training = model.training
     parts = []

@@ -41,6 +41,7 @@ class Ties:
         self._tied: set[int] = set()
         self._reasons: dict[int, str] = {}
         self._ops: dict[str, set[str]] = {}
+        self._hidden: set[str] = set()
         self.layers: set[str] = set()
 
     def name_of(self, module: nn.Module) -> str:
@@ -97,6 +98,10 @@ class Ties:
         for position in (slot.start + positions).tolist():
             self._reasons.setdefault(position, reason)
 
+    def hide(self, module: nn.Module) -> None:
+        """Keep what a layer ties, and leave the layer itself out of the groups: the network does not have it."""
+        self._hidden.add(self.name_of(module))
+
     def passes(self, root: Slot, op: str) -> None:
         """Remember an op that a layer's channels go through."""
         self._ops.setdefault(root.name, set()).add(op)
@@ -112,7 +117,8 @@ class Ties:
     def resolve(self) -> tuple[list[ChannelGroup], list[KeptGroup]]:
         """Channels with the same members make a group."""
         tied_sets: dict[int, dict[Slot, list[int]]] = {}
-        for slot in sorted(self._slots.values(), key=lambda slot: (self._order[slot.name], slot.axis)):
+        shown = [slot for slot in self._slots.values() if slot.name not in self._hidden]
+        for slot in sorted(shown, key=lambda slot: (self._order[slot.name], slot.axis)):
             for position in range(slot.size):
                 tied_sets.setdefault(self._finder.find(slot.start + position), {}).setdefault(slot, []).append(position)
         reasons = {self._finder.find(position): reason for position, reason in self._reasons.items()}

@@ -22,6 +22,9 @@
     kind = "prune"
     macs = 0.5
 
+Settings of stages are those of the verbs; a stage whose network is a detector takes `DetectionConfig`'s in the place of
+`TrainConfig`'s, pictures with boxes, and is judged by mAP.
+
 `edgevision.recipe.schema` says what may stand in it, `edgevision.recipe.run` runs it, `edgevision.recipe.state` keeps
 what is done, and `edgevision.recipe.identity` says when a stage must run again.
 """

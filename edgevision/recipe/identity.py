@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ from edgevision import __version__
 from edgevision.bundle import SUFFIX
 from edgevision.data import open_dataset
 from edgevision.data.base import Dataset, evenly_spaced
+from edgevision.devices.environment import package_version
 from edgevision.errors import CheckpointError, DataError
 from edgevision.files import sha256_bytes, sha256_file
+from edgevision.pipeline.networks import read_anchors
 from edgevision.pipeline.preprocessing import load_preprocess
 from edgevision.pipeline.workspace import digest_of, digest_of_samples
 from edgevision.recipe.schema import BUNDLES, CHECKPOINT, QUANTIZED, ModelSpec, Recipe, StageSpec, plain
@@ -37,7 +38,7 @@ class DataDigests:
         self._known: dict[tuple[str, str], dict[str, Any]] = {}
 
     def of(self, name: str, part: str) -> dict[str, Any]:
-        """Number of pictures, and a hash of all labels and of up to `DIGEST_PICTURES` pictures.
+        """Number of pictures, and a hash of all labels or boxes and of up to `DIGEST_PICTURES` pictures.
 
         Raises:
             DataError: the data set cannot be opened, or is empty.
@@ -62,12 +63,22 @@ class DataDigests:
 def _digest(dataset: Dataset) -> dict[str, Any]:
     if not len(dataset):
         raise DataError(f"{dataset.name} holds no pictures")
-    labels = dataset.labels
+    known = _known(dataset)
     return {
         "pictures": len(dataset),
-        "labels": "" if labels is None else sha256_bytes(np.ascontiguousarray(labels).tobytes())[:16],
+        "labels": sha256_bytes(known)[:16] if known else "",
         "digest": digest_of_samples(evenly_spaced(dataset, min(DIGEST_PICTURES, len(dataset))))[:16],
     }
+
+
+def _known(dataset: Dataset) -> bytes:
+    """Labels of all pictures, or the objects in them; nothing where neither is known."""
+    if dataset.labels is not None:
+        return np.ascontiguousarray(dataset.labels).tobytes()
+    found = [boxes for boxes in (dataset[index].boxes for index in range(len(dataset))) if boxes is not None]
+    return b"".join(
+        np.int64(len(each.labels)).tobytes() + each.xyxy.tobytes() + each.labels.tobytes() for each in found
+    )
 
 
 def stage_identity(recipe: Recipe, stage: StageSpec, results: dict[str, str], data: DataDigests) -> dict[str, Any]:
@@ -104,12 +115,15 @@ def model_digest(model: ModelSpec) -> str:
 
     Raises:
         CheckpointError: its folder cannot be read, or was written by a newer version.
+        UsageError: anchors that cannot be read.
     """
     if model.checkpoint is not None:
         return checkpoint_digest(model.checkpoint)
     values = {key: value for key, value in plain(model).items() if key != "label"}
     if model.weights is not None:
         values["weights"] = sha256_file(model.weights)
+    if model.anchors is not None:
+        values["anchors"] = read_anchors(model.anchors, model.input_size)
     if model.preprocess is not None:
         values["preprocess"] = load_preprocess(model.preprocess).to_dict()
     return digest_of(values)
@@ -159,10 +173,4 @@ def _files(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _versions(kind: str) -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES.get(kind, ()):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {name: package_version(name) or "not installed" for name in _PACKAGES.get(kind, ())}

@@ -14,11 +14,12 @@ from edgevision.registry import check_keys
 
 if TYPE_CHECKING:
     from edgevision.distillation import DistillConfig
-    from edgevision.training import TrainConfig
+    from edgevision.training.config import RunConfig
     from edgevision_benchmarks.bench import BenchOptions
 
 Options = Mapping[str, Any]
 T = TypeVar("T")
+C = TypeVar("C", bound="RunConfig")
 
 # starting over and doing finished work again are the recipe's business
 _NOT_OPTIONS = frozenset({"restart", "force"})
@@ -28,16 +29,17 @@ _TYPES: dict[str, tuple[type, ...]] = {
 _SHOWN = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}
 
 
-def valid_keys(kind: str) -> list[str]:
-    """Options of a kind of stage, besides those that every stage may have."""
+def valid_keys(kind: str, task: str = "classification") -> list[str]:
+    """Options of a kind of stage with a network of a task, besides those that every stage may have."""
     from edgevision.distillation import DistillConfig
-    from edgevision.training import TrainConfig
+    from edgevision.training.recipes import config_type
     from edgevision_benchmarks.bench import BenchOptions
 
+    training = _names(config_type(task))
     keys = {
-        "train": [*_names(TrainConfig), "search_epochs"],
-        "prune": [*_names(PruneOptions), *_names(TrainConfig), "target"],
-        "distill": [*_names(DistillConfig), *_names(TrainConfig), "teacher"],
+        "train": training if task == "detection" else [*training, "search_epochs"],
+        "prune": [*_names(PruneOptions), *training, "target"],
+        "distill": [*_names(DistillConfig), *training, "teacher"],
         "quantize": [*_names(QuantizeOptions), "target"],
         "convert": [*_names(ConvertOptions), "targets", "precision", "label"],
         "bench": _names(BenchOptions),
@@ -46,37 +48,36 @@ def valid_keys(kind: str) -> list[str]:
     return [key for key in dict.fromkeys(keys) if key not in _NOT_OPTIONS]
 
 
-def check_options(kind: str, options: Options) -> None:
+def check_options(kind: str, options: Options, task: str = "classification") -> None:
     """Make the settings of a stage once, to learn of wrong values before anything runs.
+
+    Args:
+        kind: of the stage.
+        options: what it says.
+        task: ``classification`` or ``detection``: what its network is for.
 
     Raises:
         UsageError: an unknown key (the near ones are named), a value of another type or out of range.
     """
-    check_keys("key", options, valid_keys(kind))
-    _CHECKS[kind](options)
+    check_keys("key", options, valid_keys(kind, task))
+    _CHECKS[kind](options, task)
 
 
-def training_config(
-    options: Options, *, data_name: str, input_size: int, seed: int, rate: float = 1.0, but: Iterable[str] = ()
-) -> TrainConfig:
+def training_config(options: Options, usual: C, *, seed: int, rate: float = 1.0, but: Iterable[str] = ()) -> C:
     """The data's recipe with what the stage says in its place.
 
     Args:
         options: of the stage.
-        data_name: of the training pictures.
-        input_size: of the network.
+        usual: the recipe, see `edgevision.training.recipes.usual_config`.
         seed: where the stage has none.
         rate: factor of the recipe's learning rate; a rate that the stage gives is taken as it is.
         but: options that are not the training's.
     """
-    from edgevision.training.config import TrainConfig, recipe_for
-
-    given = {key: options[key] for key in _names(TrainConfig) if key in options and key not in but}
-    recipe = recipe_for(data_name, input_size=input_size)
-    recipe = replace(recipe, lr=recipe.lr * rate, seed=seed)
+    given = {key: options[key] for key in _names(usual) if key in options and key not in but}
+    recipe = replace(usual, lr=usual.lr * rate, seed=seed)
     # a short run keeps its share of the recipe's warm-up, unless it says how long that is
     epochs = None if "warmup_epochs" in given else given.pop("epochs", None)
-    config = TrainConfig.from_dict({**recipe.to_dict(), **given})
+    config = recipe.from_dict({**recipe.to_dict(), **given})
     return config if epochs is None else config.with_epochs(epochs)
 
 
@@ -85,16 +86,12 @@ def prune_options(options: Options, seed: int) -> PruneOptions:
     return _make(PruneOptions, {"seed": seed, **options})
 
 
-def pruning_config(options: Options, *, data_name: str, input_size: int, seed: int) -> TrainConfig | None:
+def pruning_config(options: Options, usual: C, *, seed: int) -> C | None:
     """Settings of the training after pruning; None where the stage has none of its own."""
-    from edgevision.training.config import TrainConfig
-
     theirs = set(_names(PruneOptions))
-    if not set(options) & (set(_names(TrainConfig)) - theirs):
+    if not set(options) & (set(_names(usual)) - theirs):
         return None
-    return training_config(
-        options, data_name=data_name, input_size=input_size, seed=seed, rate=FINE_TUNING_RATE, but=theirs
-    )
+    return training_config(options, usual, seed=seed, rate=FINE_TUNING_RATE, but=theirs)
 
 
 def distill_config(options: Options) -> DistillConfig:
@@ -148,34 +145,43 @@ def text(options: Options, key: str, default: str | None = None) -> str | None:
     return value
 
 
-def _check_training(options: Options) -> None:
-    training_config(options, data_name="digits", input_size=32, seed=0)
+def _check_training(options: Options, task: str) -> None:
+    training_config(options, _any_config(task), seed=0)
     epochs = options.get("search_epochs", 0)
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0:
         raise UsageError(f"search_epochs must be a whole number of at least 0; got {epochs!r}")
 
 
-def _check_prune(options: Options) -> None:
+def _any_config(task: str) -> RunConfig:
+    """Settings of a task, whatever the data."""
+    from edgevision.training.recipes import config_type
+
+    return config_type(task)()
+
+
+def _check_prune(options: Options, task: str) -> None:
     prune_options(options, 0)
-    pruning_config(options, data_name="digits", input_size=32, seed=0)
+    pruning_config(options, _any_config(task), seed=0)
     text(options, "target")
 
 
-def _check_distill(options: Options) -> None:
-    training_config(options, data_name="digits", input_size=32, seed=0)
+def _check_distill(options: Options, task: str) -> None:
+    training_config(options, _any_config(task), seed=0)
     distill_config(options)
     if not text(options, "teacher"):
         raise UsageError("needs a teacher: the name of an earlier stage, or a Checkpoint folder")
 
 
-def _check_quantize(options: Options) -> None:
+def _check_quantize(options: Options, task: str) -> None:
+    del task
     from edgevision_calibration.scheme import scheme_for
 
     quantize_options(options, 0)
     scheme_for(text(options, "target") or "onnxruntime")
 
 
-def _check_convert(options: Options) -> None:
+def _check_convert(options: Options, task: str) -> None:
+    del task
     from edgevision_converters.target import check_precision
 
     convert_options(options)
@@ -188,7 +194,8 @@ def _check_convert(options: Options) -> None:
             check_precision(target, precision)
 
 
-def _check_report(options: Options) -> None:
+def _check_report(options: Options, task: str) -> None:
+    del task
     from edgevision_converters.target import check_precision
 
     bench_options(options)
@@ -196,13 +203,13 @@ def _check_report(options: Options) -> None:
         check_precision(target, "fp32")
 
 
-_CHECKS: dict[str, Callable[[Options], object]] = {
+_CHECKS: dict[str, Callable[[Options, str], object]] = {
     "train": _check_training,
     "prune": _check_prune,
     "distill": _check_distill,
     "quantize": _check_quantize,
     "convert": _check_convert,
-    "bench": bench_options,
+    "bench": lambda options, _: bench_options(options),
     "report": _check_report,
 }
 

@@ -11,9 +11,9 @@ from edgevision.bundle import Bundle
 from edgevision.dependencies import installed
 from edgevision.errors import UsageError
 from edgevision.files import write_text
-from edgevision.recipe.options import bench_options, listed
+from edgevision.recipe.options import listed
 from edgevision.recipe.schema import BUNDLES, CHECKPOINT
-from edgevision.recipe.stages import Job, Outcome, accuracy_data, bundles_in, verified
+from edgevision.recipe.stages import Job, Outcome, bundles_in, measured, verified
 
 if TYPE_CHECKING:
     from edgevision_benchmarks.report import Report
@@ -31,26 +31,10 @@ def make_report(job: Job) -> Outcome:
     recipe's own stages made; the model of a bundle is called as the stage that its network comes from, and so is its
     point on the plot.
     """
-    from edgevision_benchmarks.bench import bench
-
-    targets = _targets(job)
-    bundles, checks = _bundles(job, targets)
-    data, split = accuracy_data(job)
-    settings = vars(bench_options(job.stage.options))
-    reference = next((bundle for bundle in bundles if bundle.manifest.precision == "fp32"), None)
-    report = bench(
-        bundles,
-        data,
-        split=split,
-        reference=None if reference is None else str(reference.path),
-        title=job.recipe.name,
-        **settings,
-    )
-    report.save(job.folder)
-    rows = summary(report)
+    bundles, checks = _bundles(job, _targets(job))
+    reference = next((str(bundle.path) for bundle in bundles if bundle.manifest.precision == "fp32"), None)
+    rows = summary(measured(job, bundles, title=job.recipe.name, reference=reference))
     write_text(job.folder / SUMMARY, _csv(rows))
-    for failure in report.errors:
-        job.tell(f"{failure['bundle']}: {failure['error']}")
     return Outcome(_best(rows), checks)
 
 
@@ -121,10 +105,11 @@ def summary(report: Report) -> list[dict[str, Any]]:
     for row in report.results:
         if row.precision == "fp32" and row.latency_ms is not None:
             first.setdefault((row.target, row.threads), row)
-    return [_summary_row(row, first.get((row.target, row.threads))) for row in report.results]
+    quality = "map" if any(row.metric == "mAP" for row in report.results) else "top1"
+    return [_summary_row(row, first.get((row.target, row.threads)), quality) for row in report.results]
 
 
-def _summary_row(row: Result, first: Result | None) -> dict[str, Any]:
+def _summary_row(row: Result, first: Result | None, quality: str) -> dict[str, Any]:
     time = None if row.latency_ms is None else row.latency_ms["p50"]
     base = None if first is None or first.latency_ms is None else first.latency_ms["p50"]
     accuracy = None if row.accuracy is None else round(100 * row.accuracy, 2)
@@ -136,7 +121,7 @@ def _summary_row(row: Result, first: Result | None) -> dict[str, Any]:
         "target": row.target,
         "precision": row.precision,
         "threads": row.threads,
-        "top1": accuracy,
+        quality: accuracy,
         "points_lost": lost,
         "pictures": row.n,
         "p50_ms": None if time is None else round(time, 4),

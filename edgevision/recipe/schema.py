@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from edgevision.dependencies import require
 from edgevision.errors import UsageError
+from edgevision.pipeline.networks import read_anchors, task_of_source
 from edgevision.pipeline.preprocessing import load_preprocess, read_toml
 from edgevision.recipe.options import check_options, listed, text, valid_keys
-from edgevision.registry import unknown_name
+from edgevision.registry import check_keys, unknown_name
 
 KINDS = ("train", "prune", "distill", "quantize", "convert", "bench")
 
@@ -55,6 +56,7 @@ class ModelSpec:
         in_channels: by default what fits the pictures.
         weights: weight file to begin with.
         preprocess: a preset's name or a TOML file; by default what fits the pictures.
+        anchors: of a YOLOv3: a file with the output of ``edgevision priors``, or a list in a text.
     """
 
     name: str | None = None
@@ -65,11 +67,22 @@ class ModelSpec:
     in_channels: int | None = None
     weights: str | None = None
     preprocess: str | None = None
+    anchors: str | None = None
+
+    @property
+    def task(self) -> str:
+        """``classification`` or ``detection``: what the network is for."""
+        from edgevision.checkpoint import is_checkpoint
+
+        if self.checkpoint is not None and not is_checkpoint(self.checkpoint):
+            return "classification"  # there is none yet; `edgevision.recipe.identity.model_digest` refuses it
+        return task_of_source(str(self.checkpoint or self.name))
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Arguments of `edgevision.pipeline.networks.network_for`, those that were given."""
-        given = {"width": self.width, "input_size": self.input_size, "in_channels": self.in_channels}
+        given = {"width": self.width, "input_size": self.input_size, "in_channels": self.in_channels,
+                 "anchors": self.anchors}  # fmt: skip
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -101,6 +114,7 @@ class StageSpec:
         model: a network of the zoo that this stage begins with.
         teacher: stage, label or folder of the teacher.
         options: everything else, as it was written.
+        task: ``classification`` or ``detection``: what its network is for.
     """
 
     name: str
@@ -110,6 +124,7 @@ class StageSpec:
     model: ModelSpec | None = None
     teacher: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    task: str = "classification"
 
     @property
     def leaves(self) -> str:
@@ -186,7 +201,7 @@ def parse_recipe(values: Mapping[str, Any], *, name: str = "recipe", folder: str
     """
     require("torch", purpose="run recipes")
     values = _expanded(values, str(Path(folder).resolve()))
-    _only(values, _RECIPE_KEYS, "the recipe")
+    check_keys("key", values, _RECIPE_KEYS, where="the recipe: ")
     model = _model(_table(values, "model"), "[model]")
     data: DataSpec = _of(DataSpec, _table(values, "data"), "[data]")
     written = values.get("stage", [])
@@ -206,13 +221,14 @@ def _stages(written: list[dict[str, Any]], model: ModelSpec, data: DataSpec, rep
         if names.count(name) + taken.count(name) > 1:
             raise UsageError(f"stage {name!r}: the name is given twice; [model] is called {model.label!r}")
     known: dict[str, str] = {model.label: _model_leaves(model)}
+    tasks: dict[str, str] = {model.label: model.task}
     stages: list[StageSpec] = []
     for name, values in zip(names, written, strict=True):
         try:
-            stages.append(_stage(name, values, known, names, data))
+            stages.append(_stage(name, values, known, tasks, names, data))
         except UsageError as error:
             raise UsageError(f"stage {name!r}: {error}") from error
-        known[name] = stages[-1].leaves
+        known[name], tasks[name] = stages[-1].leaves, stages[-1].task
     _check_labels(stages)
     if report is not False:
         stages.append(_report(report, model, data, stages))
@@ -227,25 +243,31 @@ def _name(values: Mapping[str, Any], number: int) -> str:
 
 
 def _stage(
-    name: str, values: Mapping[str, Any], known: Mapping[str, str], names: list[str], data: DataSpec
+    name: str,
+    values: Mapping[str, Any],
+    known: Mapping[str, str],
+    tasks: Mapping[str, str],
+    names: list[str],
+    data: DataSpec,
 ) -> StageSpec:
     kind = values.get("kind")
     if kind not in KINDS:
         raise UsageError(unknown_name("kind", str(kind), KINDS) if kind else f"needs a kind: {', '.join(KINDS)}")
     further = ("model",) if kind in {"train", "distill"} else ()
-    _only(values, (*_STAGE_KEYS, *further, *valid_keys(kind)), kind)
-    options = {key: value for key, value in values.items() if key not in (*_STAGE_KEYS, "model")}
-    check_options(kind, options)
-    own = DataSpec(text(values, "data", data.train), text(values, "val_data", data.val), data.test)
-    model = _model(_table(values, "model"), "model") if "model" in values else None
+    model = _model(_table(values, "model"), "model") if "model" in values and further else None
     if model is not None and (model.checkpoint or "from" in values):
         raise UsageError("model names a new network of the zoo; for one that is there say from = NAME")
     sources = () if model is not None else _sources(kind, values, known, names)
+    task = tasks[sources[0]] if model is None else model.task
+    check_keys("key", values, (*_STAGE_KEYS, *further, *valid_keys(kind, task)), where=f"{kind}: ")
+    options = {key: value for key, value in values.items() if key not in (*_STAGE_KEYS, "model")}
+    check_options(kind, options, task)
+    own = DataSpec(text(values, "data", data.train), text(values, "val_data", data.val), data.test)
     teacher = text(values, "teacher")
     if teacher is not None:
         _check_teacher(teacher, known, names)
     _check_data(kind, options, own)
-    return StageSpec(name, kind, sources, own, model, teacher, options)
+    return StageSpec(name, kind, sources, own, model, teacher, options, task)
 
 
 def _sources(kind: str, values: Mapping[str, Any], known: Mapping[str, str], names: list[str]) -> tuple[str, ...]:
@@ -332,7 +354,7 @@ def _report(report: object, model: ModelSpec, data: DataSpec, stages: list[Stage
     begun = [model.label] if _model_leaves(model) == CHECKPOINT else []
     return StageSpec(
         REPORT_NAME, "report", (*begun, *(stage.name for stage in stages if stage.leaves != REPORT)), data,
-        options=options,
+        options=options, task=model.task,
     )  # fmt: skip
 
 
@@ -353,6 +375,8 @@ def _model(values: Mapping[str, Any], where: str) -> ModelSpec:
         raise UsageError(f"{where}: {unknown_name('model', str(model.name), MODELS)}")
     if model.preprocess is not None:
         load_preprocess(model.preprocess)
+    if model.anchors is not None:
+        read_anchors(model.anchors, model.input_size)
     if model.weights is not None and not Path(model.weights).is_file():
         raise UsageError(f"{where}: no such weight file: {model.weights}")
     return model
@@ -365,7 +389,7 @@ def _model_leaves(model: ModelSpec) -> str:
 def _of(cls: Any, values: Mapping[str, Any], where: str) -> Any:
     """A dataclass of texts and numbers from a table."""
     known = {field.name: str(field.type).partition(" ")[0] for field in fields(cls)}
-    _only(values, tuple(known), where)
+    check_keys("key", values, known, where=f"{where}: ")
     for key, value in values.items():
         types = {"str": (str,), "int": (int,), "float": (int, float)}[known[key]]
         if not isinstance(value, types) or isinstance(value, bool):
@@ -378,12 +402,6 @@ def _table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(table, dict):
         raise UsageError(f"[{key}] must be a table; got {table!r}")
     return table
-
-
-def _only(values: Mapping[str, Any], valid: Iterable[str], where: str) -> None:
-    for key in values:
-        if key not in valid:
-            raise UsageError(f"{where}: {unknown_name('key', str(key), valid)}")
 
 
 def _expanded(value: Any, folder: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgevision.bundle import SUFFIX, Bundle
 from edgevision.data import open_dataset
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from edgevision.pipeline.prune_expectation import Expectation
     from edgevision.preprocess import Preprocess
-    from edgevision.training import TrainConfig
+    from edgevision.training.config import RunConfig
+    from edgevision_benchmarks.report import Report
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,12 @@ class Job:
         assert self.stage.teacher is not None  # the schema has seen to it
         return self.folders.get(self.stage.teacher, Path(self.stage.teacher))
 
-    def data_settings(self) -> dict[str, Any]:
-        """What settings of a training go by."""
+    def usual_config(self) -> RunConfig:
+        """The recipe for the network and the data."""
+        from edgevision.training.recipes import usual_config
+
         dataset = open_dataset(self.train_data, split="train")
-        return {"data_name": dataset.name, "input_size": self.input_size(dataset), "seed": self.recipe.seed}
+        return usual_config(self.stage.task, dataset, input_size=self.input_size(dataset))
 
     def input_size(self, dataset: Dataset) -> int:
         """Height and width of the network's input."""
@@ -106,7 +109,7 @@ class Job:
         if self.source is not None:
             return int(Checkpoint.open(self.source).arguments["input_size"])
         assert self.zoo is not None
-        return self.zoo.input_size or usual_input_size(dataset)
+        return self.zoo.input_size or usual_input_size(str(self.zoo.name), dataset)
 
     def preprocess(self) -> Preprocess | None:
         """What the recipe says of a network of the zoo; None leaves the choice to the training."""
@@ -120,7 +123,7 @@ def _train(job: Job) -> Outcome:
     from edgevision.training import train
 
     options = job.stage.options
-    config = training_config(options, **job.data_settings(), but=("search_epochs",))
+    config = training_config(options, job.usual_config(), seed=job.recipe.seed, but=("search_epochs",))
     model: nn.Module | Path
     if job.zoo is not None:
         dataset = open_dataset(job.train_data, split="train")
@@ -142,14 +145,16 @@ def _train(job: Job) -> Outcome:
     return Outcome(checkpoint.metrics)
 
 
-def _search(job: Job, model: nn.Module, config: TrainConfig) -> None:
+def _search(job: Job, model: nn.Module, config: RunConfig) -> None:
     """RepOptimizer's search, for the networks that take its scales, as ``edgevision train`` does it."""
+    from edgevision.training.config import TrainConfig
     from edgevision.training.repoptimizer import default_search_epochs, search_scales, takes_scales
 
     epochs = job.stage.options.get("search_epochs")
     assert job.zoo is not None
     if not takes_scales(model) or epochs == 0 or job.zoo.weights:
         return
+    assert isinstance(config, TrainConfig)  # the networks that take scales are classifiers
     search_scales(
         model,
         job.train_data,
@@ -174,7 +179,9 @@ def _prune(job: Job) -> Outcome:
         data=job.stage.data.train,
         val_data=job.stage.data.val,
         options=prune_options(options, job.recipe.seed),
-        config=None if job.stage.data.train is None else pruning_config(options, **job.data_settings()),
+        config=None
+        if job.stage.data.train is None
+        else pruning_config(options, job.usual_config(), seed=job.recipe.seed),
         target=None if target == "none" else target,
         announce=lambda expectation: job.tell(_expected(expectation)),
         device=job.device,
@@ -204,7 +211,7 @@ def _distill(job: Job) -> Outcome:
         teacher=job.teacher,
         data=job.train_data,
         out=job.folder,
-        config=training_config(options, **job.data_settings()),
+        config=training_config(options, job.usual_config(), seed=job.recipe.seed),
         options=distill_config(options),
         val_data=job.stage.data.val,
         preprocess=job.preprocess(),
@@ -267,27 +274,36 @@ def bundles_in(folder: Path) -> list[Bundle]:
 
 def accuracy_data(job: Job) -> tuple[str | Dataset | None, str | None]:
     """Pictures to measure the accuracy on, and which part of them: never those that were trained on."""
+    from edgevision.training.detection.run import open_detection_parts
     from edgevision.training.run import open_parts
 
     data = job.stage.data
     if data.test is not None or data.val is not None or data.train is None:
         return data.test or data.val, "test"
+    if job.stage.task == "detection":
+        return open_detection_parts(data.train, None, None)[1], None
     whole, training = (open_dataset(data.train, split=part) for part in (None, "train"))
     if len(whole) == len(training):
         return open_parts(data.train, None)[1], None
     return data.train, "test"
 
 
-def _bench(job: Job) -> Outcome:
+def measured(job: Job, bundles: list[Bundle], *, title: str, reference: str | None = None) -> Report:
+    """Measure bundles side by side as the stage says, leave the report in its folder, and tell what failed."""
     from edgevision_benchmarks.bench import bench
 
-    bundles = [bundle for name in job.stage.sources for bundle in bundles_in(job.folders[name])]
     data, split = accuracy_data(job)
     settings = vars(bench_options(job.stage.options))
-    report = bench(bundles, data, split=split, title=f"{job.recipe.name}: {job.stage.name}", **settings)
+    report = bench(bundles, data, split=split, reference=reference, title=title, **settings)
     report.save(job.folder)
     for failure in report.errors:
         job.tell(f"{failure['bundle']}: {failure['error']}")
+    return report
+
+
+def _bench(job: Job) -> Outcome:
+    bundles = [bundle for name in job.stage.sources for bundle in bundles_in(job.folders[name])]
+    measured(job, bundles, title=f"{job.recipe.name}: {job.stage.name}")
     return Outcome()
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from edgevision.checkpoint import WEIGHTS, Checkpoint
+from edgevision.distillation.distiller import Lesson
 from edgevision.distillation.teacher import weights_digest
 from edgevision.files import sha256_bytes
 from edgevision.progress import Progress
@@ -54,6 +55,7 @@ class Run(ABC, Generic[T, S, C]):
     processes: Processes
     changes: tuple[str, ...]
     begun: Checkpoint | None
+    lesson: Lesson | None
 
     task: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
@@ -78,19 +80,14 @@ class Run(ABC, Generic[T, S, C]):
         return self.changes if self.begun is None else (*self.begun.changes, *self.changes)
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What makes two calls the same run, besides what all runs have."""
-        return {}
-
-    @property
     def done(self) -> str:
         """What is done to the network, as ``Checkpoint.changes`` calls it."""
-        return "trained"
+        return "trained" if self.lesson is None else "distilled"
 
     @property
     def doing(self) -> str:
         """The same as the progress bar calls it."""
-        return "training"
+        return "training" if self.lesson is None else "distilling"
 
     def execute(self, resume: bool) -> Checkpoint:
         """Train to the end, or the rest of what an earlier call began."""
@@ -149,7 +146,7 @@ class Run(ABC, Generic[T, S, C]):
             "preprocess": self.training.preprocess.to_dict(),
             **({"channels": _digest_of(initial.channels)} if initial.channels else {}),
             **({} if self.begun is None else {"initial_weights": weights_digest(self.model)}),
-            **self.identity,
+            **({} if self.lesson is None else self.lesson.identity),
         }
 
     def _epochs(self, trainer: T, progress: RunProgress, log: MetricsLog | None) -> None:

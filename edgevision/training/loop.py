@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgevision.distillation.answers import Answers
 from edgevision.distillation.distiller import Distiller, Lesson
 from edgevision.errors import TrainingError, UsageError
 from edgevision.images import UInt8Array
-from edgevision.preprocess import Preprocess
 from edgevision.training.augment import Augment, Mix, draw_mix, neighbors
 from edgevision.training.checkpointing import (
     RunProgress,
@@ -28,7 +28,7 @@ from edgevision.training.ema import ExponentialMovingAverage
 from edgevision.training.meter import Meter, OnStep
 from edgevision.training.optimizers import create_optimizer
 from edgevision.training.schedules import learning_rate
-from edgevision.training.source import ImageSource, IntArray, Normalizer, epoch_plan
+from edgevision.training.source import ImageSource, IntArray, Normalizer, Source, epoch_plan
 
 
 @dataclass(frozen=True)
@@ -47,33 +47,35 @@ class BaseTrainer:
 
     Args:
         model: trained in place.
-        pictures: how many there are to train on.
-        preprocess: how they become the network's input.
+        source: the pictures to train on.
         run: settings of the run.
         processes: those that train together.
+        lesson: a teacher to learn from besides the labels or boxes, and what.
         dtype: what convolutions and matrix products compute in.
         layout: order of activations in memory; where torch cannot train the network in it, it is the usual one.
 
     Raises:
-        UsageError: the batch does not divide among the processes.
-        TrainingError: fewer pictures than processes.
+        UsageError: the batch does not divide among the processes, or the lesson's layers do not fit the networks.
+        TrainingError: fewer pictures than processes, or a teacher with other classes.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        pictures: int,
-        preprocess: Preprocess,
+        source: Source,
         run: RunConfig,
         processes: Processes,
+        lesson: Lesson | None,
         *,
         dtype: torch.dtype,
         layout: torch.memory_format,
     ) -> None:
         self.run = run
         self.processes = processes
-        self.batch_size = global_batch(run.batch_size, pictures, processes.world_size)
-        self.steps_per_epoch = pictures // self.batch_size
+        self.lesson = lesson
+        self.distiller: Distiller | None = None
+        self.batch_size = global_batch(run.batch_size, len(source), processes.world_size)
+        self.steps_per_epoch = len(source) // self.batch_size
         device = processes.device
         self.dtype = dtype
         self.memory_format = torch.contiguous_format if breaks_channels_last(model, dtype, device) else layout
@@ -81,15 +83,33 @@ class BaseTrainer:
         if self.memory_format is torch.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stubs
         self.average = ExponentialMovingAverage(self.model, run.ema_decay) if run.ema_decay else None
-        self.trained = self.extended()
+        if lesson is not None:
+            self.distiller = self._distiller(lesson, source)
+        # the model, with distillation's adapters where there are any
+        self.trained = self.model if self.distiller is None else self.distiller.network
         self.optimizer = create_optimizer(self.trained, run)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        self.normalize = Normalizer(preprocess, device)
+        self.normalize = Normalizer(source.preprocess, device)
         self._network: nn.Module | None = None
 
-    def extended(self) -> nn.Module:
-        """What is optimized: the model, or a module that holds it and what is trained beside it."""
-        return self.model
+    def answers(self) -> Answers | None:
+        """How the network's answers are compared with a teacher's; None for logits."""
+        return None
+
+    def _distiller(self, lesson: Lesson, source: Source) -> Distiller:
+        preprocess = source.preprocess
+        example = torch.zeros(1, preprocess.channels, *preprocess.size, device=self.processes.device)
+        return Distiller(
+            self.model,
+            lesson.teacher,
+            lesson.config,
+            example=example.contiguous(memory_format=self.memory_format),
+            preprocess=preprocess,
+            classes=source.dataset.classes,
+            seed=self.run.seed,
+            memory_format=self.memory_format,
+            answers=self.answers(),
+        )
 
     @property
     def result(self) -> nn.Module:
@@ -97,13 +117,14 @@ class BaseTrainer:
         return self.model if self.average is None else self.average.module
 
     def capture(self, progress: RunProgress) -> TrainingState:
-        """The state after an epoch."""
+        """The state after an epoch, distillation's adapters included."""
         return TrainingState(
             progress,
             self.model.state_dict(),
             {} if self.average is None else self.average.module.state_dict(),
             capture_optimizer(self.optimizer),
             self.scaler.state_dict(),
+            {} if self.distiller is None else self.distiller.adapters.state_dict(),
         )
 
     def restore(self, state: TrainingState) -> None:
@@ -115,6 +136,8 @@ class BaseTrainer:
         restore_module(self.model, state.model, "the saved state")
         if self.average is not None:
             restore_module(self.average.module, state.average, "the saved average")
+        if self.distiller is not None:
+            restore_module(self.distiller.adapters, state.adapters, "the saved state of distillation's adapters")
         restore_optimizer(self.optimizer, state.optimizer)
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
@@ -186,55 +209,17 @@ class Trainer(BaseTrainer):
     ) -> None:
         self.config = config
         self.source = source
-        self.lesson = lesson
-        self.distiller: Distiller | None = None
         device = processes.device
         super().__init__(
             model,
-            len(source),
-            source.preprocess,
+            source,
             config,
             processes,
+            lesson,
             dtype=autocast_dtype(config.precision, device),
             layout=memory_format(config.channels_last, device),
         )
         self.augment = Augment(config)
-
-    def extended(self) -> nn.Module:
-        """The model, with distillation's adapters where there are any."""
-        if self.lesson is None:
-            return self.model
-        self.distiller = self._distiller(self.lesson)
-        return self.distiller.network
-
-    def _distiller(self, lesson: Lesson) -> Distiller:
-        height, width, channels = self.source.shape
-        example = torch.zeros(1, channels, height, width, device=self.processes.device)
-        return Distiller(
-            self.model,
-            lesson.teacher,
-            lesson.config,
-            example=example.contiguous(memory_format=self.memory_format),
-            preprocess=self.source.preprocess,
-            classes=self.source.dataset.classes,
-            seed=self.config.seed,
-            memory_format=self.memory_format,
-        )
-
-    def capture(self, progress: RunProgress) -> TrainingState:
-        """The state after an epoch, distillation's adapters included."""
-        state = super().capture(progress)
-        return state if self.distiller is None else replace(state, adapters=self.distiller.adapters.state_dict())
-
-    def restore(self, state: TrainingState) -> None:
-        """Go back to a state that `capture` took.
-
-        Raises:
-            TrainingError: the state is another model's.
-        """
-        super().restore(state)
-        if self.distiller is not None:
-            restore_module(self.distiller.adapters, state.adapters, "the saved state of distillation's adapters")
 
     def train_epoch(self, epoch: int, on_step: OnStep) -> EpochResult:
         """One pass over the training pictures.

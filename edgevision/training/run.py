@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any
 
 from torch import nn
 
@@ -73,8 +72,8 @@ def train(
         changes: what was done to the network before (``Checkpoint.changes``); ``"trained"`` is added, or
             ``"distilled"`` where there is a teacher.
         teacher: a trained network to learn from besides the labels, see `edgevision.distillation.open_teacher`. It
-            answers the same augmented and mixed pictures that the model sees.
-        distill: what is learned from it; by default its logits, see `DistillConfig`.
+            answers the same augmented and mixed pictures that the model sees. A detector's is a detector.
+        distill: what is learned from it; by default its answers, see `DistillConfig`.
 
     Raises:
         UsageError: settings or inputs that do not go together.
@@ -86,16 +85,18 @@ def train(
         KeyboardInterrupt: Ctrl-C, with a message that says how to resume.
     """
     model, begun = _begin(model, out)
+    lesson = _lesson(teacher, distill, out)
     if is_detector(model):
-        return _train_detector(
+        from edgevision.training.detection.run import train_detector
+
+        return train_detector(
             model, data, begun=begun, out=out, epochs=epochs, config=config, preprocess=preprocess, val_data=val_data,
-            images=images, resume=resume, device=device, changes=changes, taught=not (teacher is None is distill),
+            images=images, resume=resume, device=device, changes=changes, lesson=lesson,
         )  # fmt: skip
     if images is not None:
         raise UsageError("images (--images) names the pictures' folder of a COCO file, which detectors are trained on")
     if not isinstance(config, (TrainConfig, NoneType)):
         raise UsageError(f"a classifier's settings are a TrainConfig; got a {type(config).__name__}")
-    lesson = _lesson(teacher, distill, out)
     arguments = architecture_of(model)["arguments"]
     input_size = int(arguments["input_size"])
     training, validation = open_parts(data, val_data)
@@ -123,14 +124,6 @@ def is_detector(model: nn.Module) -> bool:
     return getattr(model, "task", None) == "detection"
 
 
-def _train_detector(model: nn.Module, data: str | Path | Dataset, *, taught: bool, **arguments: Any) -> Checkpoint:
-    from edgevision.training.detection.run import train_detector
-
-    if taught:
-        raise UsageError("detectors learn from boxes alone here: leave out teacher and distill")
-    return train_detector(model, data, **arguments)
-
-
 def _begin(model: nn.Module | Checkpoint | str | Path, out: str | Path) -> tuple[nn.Module, Checkpoint | None]:
     """The network to train, and the checkpoint that it comes from, where it comes from one."""
     if isinstance(model, nn.Module):
@@ -138,7 +131,7 @@ def _begin(model: nn.Module | Checkpoint | str | Path, out: str | Path) -> tuple
     if not isinstance(model, Checkpoint):
         if not is_checkpoint(model):
             raise UsageError(f"train takes a network of create_model or a Checkpoint folder; {model} is none")
-        _check_elsewhere(model, out, "network to begin with")
+        check_elsewhere(model, out, "network to begin with")
         model = Checkpoint.open(model)
     return model.build(), model
 
@@ -151,12 +144,18 @@ def _lesson(
             raise UsageError("distill says what to learn from a teacher: give a teacher, too")
         return None
     if isinstance(teacher, (str, Path)):
-        _check_elsewhere(teacher, out, "teacher")
+        check_elsewhere(teacher, out, "teacher")
     return Lesson(open_teacher(teacher), distill or DistillConfig())
 
 
-def _check_elsewhere(source: str | Path, out: str | Path, what: str) -> None:
-    """The run's own checkpoint would take the place of what it begins with, and nothing could resume."""
+def check_elsewhere(source: str | Path, out: str | Path, what: str) -> None:
+    """Refuse to train in the folder of what is begun with.
+
+    The run's own checkpoint would take the place of what it begins with, and nothing could resume.
+
+    Raises:
+        UsageError: the two are one folder; ``what`` is for the message.
+    """
     if Path(source).resolve() == Path(out).resolve():
         raise UsageError(f"{out} holds the {what}; write the new one into another folder with -o")
 
@@ -180,8 +179,6 @@ def open_parts(data: str | Path | Dataset, val_data: str | Path | Dataset | None
 class ClassificationRun(Run[Trainer, ImageSource, TrainConfig]):
     """A run of a classifier."""
 
-    lesson: Lesson | None
-
     task = "classification"
     columns = COLUMNS
     score = "val_accuracy"
@@ -200,21 +197,6 @@ class ClassificationRun(Run[Trainer, ImageSource, TrainConfig]):
     def metrics(self, progress: RunProgress) -> dict[str, float | None]:
         """What the checkpoint says of the network it keeps."""
         return {"top1": progress.best_accuracy, "loss": progress.best_loss, "epoch": float(progress.best_epoch)}
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The lesson, where there is one."""
-        return {} if self.lesson is None else self.lesson.identity
-
-    @property
-    def done(self) -> str:
-        """What is done to the network, as ``Checkpoint.changes`` calls it."""
-        return "trained" if self.lesson is None else "distilled"
-
-    @property
-    def doing(self) -> str:
-        """The same as the progress bar calls it."""
-        return "training" if self.lesson is None else "distilling"
 
 
 def _row(epoch: int, trainer: Trainer, result: EpochResult, loss: float, accuracy: float) -> Row:

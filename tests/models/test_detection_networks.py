@@ -15,7 +15,6 @@ from torch import nn
 from edgevision.detection.decoders import DECODERS
 from edgevision.errors import UsageError
 from edgevision.models import MODELS, create_model, task_of
-from edgevision.models.detection.backbones.lite import interleave
 from edgevision.models.detection.build import build_detector
 from edgevision.models.detection.config import DetectorConfig
 from edgevision.models.detection.darknet import StillPool
@@ -23,6 +22,7 @@ from edgevision.models.detection.detector import Detector
 from edgevision.models.detection.heads.ssd import default_boxes
 from edgevision.models.detection.yolov6 import YOLOV6_N
 from edgevision.models.reparameterize import is_reparameterizable, reparameterization_error, reparameterize
+from edgevision.models.shuffle import interleave
 from edgevision.preprocess import Preprocess
 
 NAMES = [name for name in sorted(MODELS._entries) if task_of(name) == "detection"]

@@ -139,7 +139,9 @@ def test_groups_are_compared_by_the_loss_when_they_are_cut():
     scores, costs = score_groups(model, groups, "l2"), CostModel.of(model, groups)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 3
-    curves = loss_curves(model, groups, scores, [(images, labels)], multiple=2, most=0.9, macs=costs.macs())
+    curves = loss_curves(
+        model, groups, scores, ScoringData([(images, labels)]), multiple=2, most=0.9, macs=costs.macs()
+    )
     for group in groups:
         assert curves[group.name].shape == (group.channels + 1,)
         assert curves[group.name][-1] == 0

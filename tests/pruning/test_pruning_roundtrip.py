@@ -21,11 +21,13 @@ from edgevision.models.channels import changed_counts, resize
 from edgevision.models.reparameterize import is_reparameterizable, reparameterize
 from edgevision.preprocess import PRESETS
 from edgevision.pruning import find_groups, prune, remove_channels
+from edgevision.pruning.prune import input_shape_of, make_plan
 from edgevision_converters.export import open_source
 from edgevision_converters.passes.numerics import run
 
-ZOO = [name for name in sorted(MODELS._entries) if task_of(name) == "classification"]
-SHAPE = (1, 3, 32, 32)
+ZOO = sorted(MODELS._entries)
+# one of each layout: what the others have, these have
+DETECTORS = ["ssdlite_mobilenet_v2", "yolov3_tiny", "yolov6_m", "yolov6lite_s"]
 
 RELOAD = """
 import json, sys
@@ -34,28 +36,37 @@ import edgevision as ev
 torch.set_num_threads(1)
 answers = {}
 for folder in sys.argv[1:]:
-    network = ev.load_checkpoint(folder).build()
-    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(7))
+    checkpoint = ev.load_checkpoint(folder)
+    network, size = checkpoint.build(), checkpoint.arguments["input_size"]
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(7))
     with torch.inference_mode():
-        answers[folder] = network(images).tolist()
+        result = network(images)
+    answers[folder] = [each.tolist() for each in (result.values() if isinstance(result, dict) else [result])]
 assert not any(name.startswith(("torch_pruning", "edgevision.pruning")) for name in sys.modules)
 print(json.dumps(answers))
 """
 
 
-def answers_of(model: nn.Module) -> torch.Tensor:
-    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(7))
+def size_of(name: str) -> int:
+    """Of the input: the coarsest cells of detectors are of 64 pixels."""
+    return 64 if task_of(name) == "detection" else 32
+
+
+def answers_of(model: nn.Module) -> list[torch.Tensor]:
+    size = model.architecture["arguments"]["input_size"]
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(7))
     with torch.inference_mode():
-        return model.eval()(images)
+        result = model.eval()(images)
+    return list(result.values()) if isinstance(result, dict) else [result]
 
 
 def make(name: str, **arguments) -> nn.Module:
     torch.manual_seed(0)
-    return create_model(name, num_classes=3, input_size=32, **{"width": 0.1, **arguments})
+    return create_model(name, num_classes=3, input_size=size_of(name), **{"width": 0.1, **arguments})
 
 
 def pruned_at_random(model: nn.Module, seed: int) -> nn.Module:
-    groups = find_groups(model, SHAPE)
+    groups = find_groups(model, input_shape_of(model))
     random = np.random.default_rng(seed)
     keep = {}
     for group in groups:
@@ -83,7 +94,7 @@ def test_the_whole_zoo_reloads_in_a_fresh_process(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     for folder, answers in expected.items():
         # JSON carries every digit of a float32: the same machine and code give the same bits
-        assert torch.equal(torch.tensor(found[folder]), answers), folder
+        assert all(map(torch.equal, map(torch.tensor, found[folder]), answers)), folder
 
 
 @settings(max_examples=4, deadline=None)
@@ -96,8 +107,26 @@ def test_counts_are_all_that_differs_and_all_that_is_needed(name, seed):
     resize(again, changed_counts(smaller))
     assert {n: v.shape for n, v in again.state_dict().items()} == {n: v.shape for n, v in smaller.state_dict().items()}
     again.load_state_dict(smaller.state_dict())
-    assert torch.equal(answers_of(again), answers_of(smaller))
+    assert all(map(torch.equal, answers_of(again), answers_of(smaller)))
     assert str(again) == str(smaller)  # in_channels, groups, num_features and the like
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_heads_of_detectors_are_kept_and_the_rest_is_pruned(name):
+    model = make(name)
+    plan = make_plan(model, macs=0.7, round_to=1)
+    kept = {layer for group in plan.groups.kept for layer in group.layers}
+    outputs = {layer for layer, module in model.named_modules() if layer.startswith("head.") and "outputs." in layer}
+    assert outputs <= kept
+    # what else is kept: the shuffled stage of YOLOv6-Lite whose six shuffles tie every channel to every other
+    assert all(layer.startswith("backbone.stage4.") for layer in kept - outputs)
+    smaller = plan.apply(model)
+    answers = answers_of(smaller)
+    assert [answer.shape for answer in answers] == [answer.shape for answer in answers_of(model)]
+    if is_reparameterizable(smaller):
+        for mine, fused in zip(answers, answers_of(reparameterize(smaller)), strict=True):
+            # float32 sums of the same products in another order, over the depth of a detector
+            assert float((mine - fused).abs().max()) < 1e-4 * float(mine.abs().max())
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "repvgg_tiny", "squeezenet1_1"])
@@ -109,7 +138,7 @@ def test_pruned_networks_export_fused_to_a_canonical_graph(name):
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(7))
     (logits,) = run(graph.model, {graph.input_name: images.numpy()})
     # float32 with norms folded: sums in another order
-    np.testing.assert_allclose(logits, answers_of(smaller).numpy(), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(logits, answers_of(smaller)[0].numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_pruned_twice_and_fused_after(tmp_path):
@@ -120,7 +149,7 @@ def test_pruned_twice_and_fused_after(tmp_path):
     checkpoint = Checkpoint.open(tmp_path)
     assert checkpoint.changes == ("pruned", "reparameterized")
     assert checkpoint.channels["stage3.0.rbr_reparam"][1] == twice.stage3[0].rbr_dense.conv.out_channels
-    assert torch.equal(answers_of(checkpoint.build()), answers_of(fused))
+    assert all(map(torch.equal, answers_of(checkpoint.build()), answers_of(fused)))
 
 
 def test_unpruned_checkpoints_name_no_channels_and_old_ones_are_read(tmp_path):
@@ -131,7 +160,7 @@ def test_unpruned_checkpoints_name_no_channels_and_old_ones_are_read(tmp_path):
     del values["channels"]
     values["schema_version"] = 1
     (tmp_path / MODEL).write_text(json.dumps(values))
-    assert torch.equal(answers_of(Checkpoint.open(tmp_path).build()), answers_of(model))
+    assert all(map(torch.equal, answers_of(Checkpoint.open(tmp_path).build()), answers_of(model)))
 
 
 @pytest.mark.parametrize(

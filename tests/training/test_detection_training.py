@@ -176,8 +176,6 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, whole: tuple[Path,
     data = squares(tmp_path / "data")
     with pytest.raises(UsageError, match="a detector's settings are a DetectionConfig; got a TrainConfig"):
         train(small_detector(), data, out=tmp_path / "run", config=TrainConfig())
-    with pytest.raises(UsageError, match="detectors learn from boxes alone here"):
-        train(small_detector(), data, out=tmp_path / "run", teacher=whole[0])
     with pytest.raises(TrainingError, match="is another run's: config"):
         run(whole[0], replace(FULL, mosaic=0.5))
     with pytest.raises(DataError, match="both must have the same in the same order"):

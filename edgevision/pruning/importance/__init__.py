@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edgevision.errors import ModelError
 from edgevision.pruning.groups import ChannelGroup, ChannelGroups
+from edgevision.pruning.losses import Labels, Loss, classification_loss
 from edgevision.registry import Registry
 
 FloatArray = npt.NDArray[np.float64]
@@ -38,12 +39,14 @@ class ScoringData:
     """What a measure may look at besides the weights.
 
     Attributes:
-        batches: pairs of inputs float32 [B, C, H, W] and class indices int64 [B]; labels None where there are none.
+        batches: pairs of inputs float32 [B, C, H, W] and labels, see `edgevision.pruning.losses`.
         seed: of the random control.
+        loss: of a network's answers and labels.
     """
 
-    batches: Sequence[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+    batches: Sequence[tuple[Tensor, Labels]] = field(default_factory=list)
     seed: int = 0
+    loss: Loss = classification_loss
 
 
 Measure = Callable[[nn.Module, Iterable[ChannelGroup], ScoringData], dict[str, FloatArray]]

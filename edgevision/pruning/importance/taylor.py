@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from edgevision.errors import UsageError
 from edgevision.pruning.groups import ChannelGroup
 from edgevision.pruning.importance import FloatArray, ScoringData
+from edgevision.pruning.losses import Labels, own_answers
 
 # Pictures whose gradients are added before they are squared. Over many they cancel: on CIFAR-10 (RepVGG-A0, half of
 # the multiply-adds) 4 kept 42.1% of the answers right before any training, 16 kept 38.1% and 64 kept 37.3%.
@@ -23,11 +23,12 @@ _TOGETHER = 4
 def taylor(model: nn.Module, groups: Iterable[ChannelGroup], data: ScoringData) -> dict[str, FloatArray]:
     """Mean over few pictures at a time of (Σ gradient · weight)², over the parameters that make a channel (equation 8).
 
-    With batch norms those are γ and β alone, as the paper does (section 3.2). The loss is the cross-entropy with the
-    labels, or without labels with the network's own answers. Scores are changes of one loss, so groups compare.
+    With batch norms those are γ and β alone, as the paper does (section 3.2). The loss is ``data``'s, by default the
+    cross-entropy with the labels, or without labels with the network's own answers. Scores are changes of one loss, so
+    groups compare.
 
     Raises:
-        UsageError: no batches, or a network whose answer is not one tensor [B, classes].
+        UsageError: no batches, or answers that the loss does not take.
     """
     if not data.batches:
         raise UsageError("importance 'taylor' looks at gradients on pictures: give data")
@@ -38,7 +39,10 @@ def taylor(model: nn.Module, groups: Iterable[ChannelGroup], data: ScoringData) 
     chunks = [chunk for inputs, labels in data.batches for chunk in _chunks(inputs, labels)]
     for inputs, labels in chunks:
         working.zero_grad(set_to_none=True)
-        _loss(working, inputs, labels).backward()  # type: ignore[no-untyped-call] # untyped in torch's stubs
+        with torch.enable_grad():
+            answers = working(inputs)
+            loss = data.loss(answers, own_answers(answers) if labels is None else labels)
+        loss.backward()  # type: ignore[no-untyped-call] # untyped in torch's stubs
         for total, gates in zip(totals, parameters, strict=True):
             change = np.zeros(len(total))
             for parameter, positions in gates:
@@ -49,7 +53,7 @@ def taylor(model: nn.Module, groups: Iterable[ChannelGroup], data: ScoringData) 
     return {group.name: total / len(chunks) for group, total in zip(group_list, totals, strict=True)}
 
 
-def _chunks(inputs: Tensor, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _chunks(inputs: Tensor, labels: Labels) -> Iterator[tuple[Tensor, Labels]]:
     for start in range(0, len(inputs), _TOGETHER):
         yield inputs[start : start + _TOGETHER], None if labels is None else labels[start : start + _TOGETHER]
 
@@ -64,11 +68,3 @@ def _gates(model: nn.Module, group: ChannelGroup) -> list[tuple[Any, Any]]:
         tensors = (module.weight, module.bias)
         found += [(tensor, member.positions) for tensor in tensors if isinstance(tensor, Tensor)]
     return found
-
-
-def _loss(model: nn.Module, inputs: Tensor, labels: Tensor | None) -> Tensor:
-    with torch.enable_grad():
-        logits = model(inputs)
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            raise UsageError("importance 'taylor' needs a classifier, whose answer is one tensor [B, classes]")
-        return functional.cross_entropy(logits, logits.detach().argmax(1) if labels is None else labels)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from edgevision.errors import UsageError
 from edgevision.models import model_table
+from edgevision.registry import unknown_name
 from edgevision.training.config import RunConfig
 
 
@@ -86,6 +88,16 @@ class DetectionConfig(RunConfig):
         "validate_every": (int, 1, 1e9),
     }
     SWITCHES: ClassVar[tuple[str, ...]] = (*RunConfig.SWITCHES, "plots")
+
+    def __post_init__(self) -> None:
+        from edgevision.training.detection.criteria.anchor_free import ASSIGNERS
+        from edgevision.training.detection.losses.iou import BOX_LOSSES
+
+        super().__post_init__()
+        if self.assigner not in ASSIGNERS:
+            raise UsageError(unknown_name("assigner", str(self.assigner), ASSIGNERS))
+        if self.box_loss is not None and self.box_loss not in BOX_LOSSES:
+            raise UsageError(unknown_name("box loss", str(self.box_loss), BOX_LOSSES))
 
     def with_epochs(self, epochs: int) -> DetectionConfig:
         """The same settings over another number of epochs; warm-up and close-mosaic keep at most their shares."""

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from edgevision.data.datasets import crowd_regions
 from edgevision.detection.detections import Detections
 from edgevision.detection.evaluation import DetectionMetrics, evaluation_postprocess, mean_average_precision
+from edgevision.distillation.answers import Answers
+from edgevision.distillation.distiller import Lesson
 from edgevision.errors import EngineError, TrainingError
 from edgevision.training.detection.config import DetectionConfig
 from edgevision.training.detection.criterion import Criterion, build_criterion
 from edgevision.training.detection.source import Batch, TrainingPictures, ValidationPictures
 from edgevision.training.detection.targets import Targets
+from edgevision.training.detection.teaching import DetectorAnswers
 from edgevision.training.distributed import Processes
 from edgevision.training.inputs import architecture_of
 from edgevision.training.loop import BaseTrainer, autocast_dtype, memory_format
@@ -51,30 +54,41 @@ class DetectorTrainer(BaseTrainer):
         source: the training pictures.
         config: settings of the run.
         processes: those that train together.
+        lesson: a teacher to learn from besides the boxes, and what.
 
     Raises:
-        UsageError: the batch does not divide among the processes, or the precision does not fit the device.
-        TrainingError: fewer pictures than processes.
+        UsageError: the batch does not divide among the processes, the precision does not fit the device, or the
+            lesson's layers do not fit the networks.
+        TrainingError: fewer pictures than processes, or a teacher whose head does not fit.
     """
 
     def __init__(
-        self, model: nn.Module, source: TrainingPictures, config: DetectionConfig, processes: Processes
+        self,
+        model: nn.Module,
+        source: TrainingPictures,
+        config: DetectionConfig,
+        processes: Processes,
+        lesson: Lesson | None = None,
     ) -> None:
         self.source = source
         self.config = config
         dtype = compute_dtype(config.precision, processes.device)
         super().__init__(
             model,
-            len(source),
-            source.preprocess,
+            source,
             config,
             processes,
+            lesson,
             dtype=dtype,
             layout=activation_layout(config.channels_last, dtype, processes.device),
         )
         self.criterion: Criterion = build_criterion(
             model, box_loss=config.box_loss, assigner=config.assigner, warmup_epochs=config.assigner_warmup
         )
+
+    def answers(self) -> Answers:
+        """Raw maps of the head."""
+        return DetectorAnswers(self.model)
 
     def train_epoch(self, epoch: int, on_step: OnStep) -> DetectionEpoch:
         """One pass over the training pictures.
@@ -109,9 +123,18 @@ class DetectorTrainer(BaseTrainer):
 
     def _losses(self, network: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
         images = self.normalize(batch.pixels, self.memory_format)
+        distiller = self.distiller
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            # the teacher first, while no activations of the student's wait for their backward pass
+            taught = None if distiller is None else distiller.teach(images)
             outputs = network(images)
-        return self.criterion(outputs, batch.targets.to(images.device), epoch)
+        targets = batch.targets.to(images.device)
+        if distiller is None or taught is None:
+            return self.criterion(outputs, targets, epoch)
+        maps, features = outputs
+        losses = self.criterion(maps, targets, epoch)
+        teacher = distiller.loss(maps, features, taught, progress=epoch / self.config.epochs)
+        return {**losses, "loss": losses["loss"] + teacher, "teacher": teacher.detach()}
 
     def validate(self, source: ValidationPictures, epoch: int) -> DetectionValidation:
         """Loss and mAP of the network that would be kept, in fp32 on inputs exactly as `Preprocess` makes them."""

@@ -16,6 +16,7 @@ from edgevision.checkpoint import Checkpoint
 from edgevision.data import open_dataset
 from edgevision.data.base import Dataset, Subset
 from edgevision.data.datasets import complaints
+from edgevision.distillation.distiller import Lesson
 from edgevision.errors import DataError, TrainingError, UsageError
 from edgevision.models import create_model
 from edgevision.preprocess import PRESETS, Preprocess
@@ -30,7 +31,7 @@ from edgevision.training.inputs import HOLD_OUT_EVERY, architecture_of, check_pr
 from edgevision.training.metrics import Row
 
 FIGURES = ("map", "map50", "map75", "map_small", "map_medium", "map_large", "recall")
-LOSSES = ("loss", "class", "box", "dfl", "objectness")
+LOSSES = ("loss", "class", "box", "dfl", "objectness", "teacher")
 COLUMNS = (
     "epoch",
     "step",
@@ -57,6 +58,7 @@ def train_detector(
     resume: bool,
     device: str | None,
     changes: tuple[str, ...],
+    lesson: Lesson | None,
 ) -> Checkpoint:
     """Train a detector; see `edgevision.training.train` for the arguments. ``begun`` is what ``model`` was built from.
 
@@ -79,7 +81,7 @@ def train_detector(
             TrainingPictures(training, preprocess, arguments["num_classes"], workers=config.workers),
             ValidationPictures(validation, preprocess, arguments["num_classes"], workers=config.workers),
         )
-        return DetectionRun(model, *sources, config, RunFolder(out), group, changes, begun).execute(resume)
+        return DetectionRun(model, *sources, config, RunFolder(out), group, changes, begun, lesson).execute(resume)
 
 
 def _settings(config: RunConfig | None, epochs: int | None, pictures: int) -> DetectionConfig:
@@ -222,7 +224,7 @@ class DetectionRun(Run[DetectorTrainer, TrainingPictures, DetectionConfig]):
 
     def trainer(self) -> DetectorTrainer:
         """What moves the network."""
-        return DetectorTrainer(self.model, self.training, self.config, self.processes)
+        return DetectorTrainer(self.model, self.training, self.config, self.processes, self.lesson)
 
     def epoch(self, trainer: DetectorTrainer, epoch: int, on_step: Callable[[int, str], None]) -> Row:
         """Train an epoch (from 0), validate where it is time, and tell of it."""

@@ -52,6 +52,13 @@ class Targets:
                 padded.valid[picture, : len(some)] = True
         return padded
 
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, pictures: slice) -> Targets:
+        """Those of some of the pictures."""
+        return Targets(self.boxes[pictures], self.labels[pictures], self.valid[pictures])
+
     def to(self, device: torch.device | str) -> Targets:
         """The same on a device."""
         return Targets(*(part.to(device, non_blocking=True) for part in (self.boxes, self.labels, self.valid)))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from edgevision.models.detection.lite import DepthwisePointwise
 from edgevision.models.layers import ConvNormActivation, make_divisible
 from edgevision.models.mobilenet_v3 import SqueezeExcitation
+from edgevision.models.shuffle import Halves, Interleave
 
 # channels of the stem and of the four stages, and units per stage, the one of stride 2 included
 CHANNELS = (24, 32, 64, 128, 256)
@@ -49,6 +50,8 @@ class ShuffleUnit(nn.Module):
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
         half = channels // 2
+        self.halves = Halves()
+        self.interleave = Interleave()
         self.right = nn.Sequential(
             ConvNormActivation(half, inner, 1, activation=nn.Hardswish),
             ConvNormActivation(inner, inner, 3, groups=inner, activation=None),
@@ -58,16 +61,9 @@ class ShuffleUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C, H, W]."""
-        left, right = x.chunk(2, dim=1)
-        out = torch.cat([left, self.right(right)], dim=1)
-        return interleave(out)
-
-
-def interleave(x: Tensor) -> Tensor:
-    """Channels of the two halves in turn (channel shuffle in two groups): [B, C, H, W] → [B, C, H, W]."""
-    _, channels, height, width = x.shape
-    pairs = x.reshape(-1, 2, channels // 2, height, width)
-    return pairs.transpose(1, 2).reshape(-1, channels, height, width)
+        left, right = self.halves(x)
+        out: Tensor = self.interleave(torch.cat([left, self.right(right)], dim=1))
+        return out
 
 
 class LiteBackbone(nn.Module):
