@@ -33,7 +33,8 @@ from edgevision.pipeline.convert import ConvertOptions
 from edgevision.pipeline.quantize import QuantizeOptions
 from edgevision.training.detection.config import RECIPES
 from edgevision_benchmarks.accuracy import evaluate_bundle
-from provenance import save, show
+from provenance import printed, save
+from speed import speeds
 
 ENGINES = ("onnxruntime", "openvino", "ncnn")
 METHODS = ("default", "qat")
@@ -126,21 +127,7 @@ def minutes(run: Path) -> float:
 def speed(run: Path, data: Path, rounds: int) -> Iterator[dict[str, Any]]:
     """Least and usual milliseconds of every engine on one thread, both precisions in one run."""
     bundles = [*bundles_of(run, "fp32", data), *bundles_of(run, "default", data)]
-    report = ev.bench(bundles, rounds=rounds, seconds=1.0, end_to_end=False)
-    times = {(row.target, row.precision): row.latency_ms for row in report.results if row.latency_ms is not None}
-    for target in ENGINES:
-        fp32, int8 = times[target, "fp32"], times[target, "int8"]
-        yield {
-            "network": NAME,
-            "input": INPUT,
-            "target": target,
-            "fp32_min_ms": round(fp32["min"], 3),
-            "int8_min_ms": round(int8["min"], 3),
-            "times_faster": round(fp32["min"] / int8["min"], 3),
-            "p50_times_faster": round(fp32["p50"] / int8["p50"], 3),
-            "threads": 1,
-            "rounds": rounds,
-        }
+    yield from ({"network": NAME, "input": INPUT, **row} for row in speeds(bundles, ENGINES, rounds))
 
 
 def main() -> None:
@@ -157,16 +144,12 @@ def main() -> None:
     if not (data / "bccd" / "coco").is_dir():
         sys.exit("EDGEVISION_DATA must name the folder with bccd")
     run = trained(options.epochs, data, options.runs)
-    rows: list[dict[str, Any]] = []
     measured = (
         speed(run, data, options.rounds)
         if options.part == "speed"
         else table(run, options.epochs, options.methods, data)
     )
-    for row in measured:
-        show([row])
-        sys.stdout.flush()
-        rows.append(row)
+    rows = list(printed(measured))
     if not options.dry:
         print(save(f"bccd_{options.part}", rows, (*ENGINES, "torch", "faster-coco-eval")))
 

@@ -42,8 +42,9 @@ from edgevision_calibration.scheme import scheme_for
 from edgevision_calibration.weights import weight_axis
 from edgevision_converters.export import Source, open_source
 from other_networks.engines import engine_outputs, plan_outputs
-from provenance import save, show
+from provenance import printed, save, show
 from rescaling import rescaled, seen_on
+from speed import speeds
 
 ENGINES = ("onnxruntime", "openvino", "ncnn")
 # the plan of an engine that needs a GPU, run in float
@@ -229,19 +230,7 @@ def speed(data: Path, rounds: int) -> Iterator[dict[str, Any]]:
             model, targets=ENGINES, precision=["fp32", "int8"], data=photos, out=out, name="squeezenet1_1",
             preprocess="imagenet",
         )  # fmt: skip
-        report = ev.bench(bundles, rounds=rounds, seconds=1.0, end_to_end=False)
-    times = {(row.target, row.precision): row.latency_ms for row in report.results if row.latency_ms is not None}
-    for target in ENGINES:
-        fp32, int8 = times[target, "fp32"], times[target, "int8"]
-        yield {
-            "target": target,
-            "fp32_min_ms": round(fp32["min"], 3),
-            "int8_min_ms": round(int8["min"], 3),
-            "min_of_fp32": round(int8["min"] / fp32["min"], 3),
-            "p50_of_fp32": round(int8["p50"] / fp32["p50"], 3),
-            "threads": 1,
-            "rounds": rounds,
-        }
+        yield from speeds(bundles, ENGINES, rounds)
 
 
 def top1(outputs: np.ndarray, labels: np.ndarray) -> float:
@@ -289,14 +278,6 @@ def main() -> None:
         show(rows)
     if options.only is None:
         print(save(f"cifar10_{options.part}", rows, (*ENGINES, "torch")))
-
-
-def printed(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows, each shown as soon as it is there."""
-    for row in rows:
-        show([row])
-        sys.stdout.flush()
-        yield row
 
 
 if __name__ == "__main__":

@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import platform
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from edgevision.devices.cpu import cpu_info, usable_cores
 from edgevision.files import write_text
@@ -56,3 +59,20 @@ def show(rows: Sequence[Mapping[str, object]]) -> None:
                 f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()
             )
         )
+
+
+def printed(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows, each shown as soon as it is there."""
+    for row in rows:
+        show([row])
+        sys.stdout.flush()
+        yield row
+
+
+def edgevision(*arguments: str, expect: Sequence[int] = (0,)) -> int:
+    """Run the command line as a user does, and return its exit code; one that was not expected ends the program."""
+    command = Path(sys.executable).with_name("edgevision")
+    code = subprocess.run([command, *arguments], check=False).returncode
+    if code not in expect:
+        sys.exit(f"edgevision {arguments[0]} ended with exit code {code}, expected {' or '.join(map(str, expect))}")
+    return code

@@ -5,6 +5,9 @@ MobileNetV2 and RepVGG-A0, narrow, as `benchmarks/cifar10.py` trains them on CIF
 The controls are pruned to the same multiply-adds and distilled the same way: ``random`` chooses channels by chance,
 ``uniform magnitude`` takes the same share of every layer by the L1 norm of its filters.
 
+How much the choice of channels is worth shows in the first epochs of fine-tuning, and hides behind the last, so each
+epoch's validation accuracy has a table of its own.
+
 Each run is a folder that a second call goes on with; its report measures all of its stages in one run. ``--until
 NAME`` stops before the measurement, which wants a quiet machine. Needs EDGEVISION_DATA and EDGEVISION_RUNS, the folder
 of the runs of `benchmarks/cifar10.py`.
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,6 +52,13 @@ def variant_of(recipe: dict[str, Any], name: str) -> dict[str, Any]:
     return made
 
 
+def course(run: Path) -> list[dict[str, object]]:
+    """Top-1 on the validation pictures after each epoch of fine-tuning, in percent."""
+    lines = (run / "02-distilled" / "metrics.jsonl").read_text("utf-8").splitlines()
+    epochs = [json.loads(line) for line in lines]
+    return [{"epoch": row["epoch"], "validation_top1": round(100 * row["val_accuracy"], 2)} for row in epochs]
+
+
 def main() -> None:
     """Run what is not done, and write every report's rows into one table."""
     parser = argparse.ArgumentParser()
@@ -57,6 +68,7 @@ def main() -> None:
     parser.add_argument("--until", help="stop behind this stage")
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
+    courses: list[dict[str, object]] = []
     for net in [options.only] if options.only else NETS:
         recipe = read_toml(RECIPES / f"cifar10_{net}.toml")
         for variant in [options.variant] if options.variant else VARIANTS:
@@ -67,8 +79,10 @@ def main() -> None:
                 variant_of(recipe, variant), out=out, until=until or ("distilled" if options.until else None),
                 tell=lambda line: print(line, file=sys.stderr),
             )  # fmt: skip
+            courses += [{"network": net, "variant": variant, **row} for row in course(out)]
             if done.report is not None and not options.until:
                 rows += [{"network": net, "variant": variant, **row} for row in read_summary(done.report)]
+    print(save("pruning_course-cifar10", courses, ("torch", "torch-pruning")))
     if rows:
         show(rows)
         print(save("pruning-cifar10", rows, ("torch", "torch-pruning", "onnxruntime", "openvino", "ncnn")))

@@ -19,9 +19,11 @@ from edgevision.errors import DataError, UsageError
 from edgevision.progress import Progress
 from edgevision.runtime import Session, load
 from edgevision.tasks import classification_logits
+from edgevision_benchmarks.ratio import resampled_interval
 from edgevision_benchmarks.statistics import wilson
 
 if TYPE_CHECKING:
+    from edgevision.detection.decoders import Decoder
     from edgevision.detection.detections import Detections
     from edgevision.detection.evaluation import DetectionMetrics
 
@@ -48,11 +50,12 @@ class Evaluation:
         not_finite: pictures for which the network gave NaN or infinity; they count as wrong.
         predictions: int64 ``[n]``: index of each picture's best answer, -1 where not finite; empty for other tasks.
         detection: mAP; None for other tasks, and for pictures without boxes.
+        resamples: mAP of draws of the pictures (see `edgevision_benchmarks.map_bootstrap`).
         detections: what a detector found in each picture, as mAP is measured (see
             `edgevision_benchmarks.detection_accuracy`).
         confidence: score from which a detector's boxes count for ``agreement``.
         correct: which pictures a classifier answered right, one bit each, as hexadecimal digits.
-        pictures_sha256: of the pictures' file names and labels, in their order.
+        pictures_sha256: of the pictures' file names and labels or boxes, in their order.
     """
 
     n: int
@@ -68,6 +71,7 @@ class Evaluation:
     not_finite: int = 0
     predictions: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     detection: DetectionMetrics | None = None
+    resamples: tuple[float, ...] = ()
     detections: tuple[Detections, ...] | None = None
     confidence: float | None = None
     correct: str | None = None
@@ -83,10 +87,20 @@ class Evaluation:
         """What `accuracy` is: ``mAP`` or ``top-1``; None without one."""
         return None if self.accuracy is None else "top-1" if self.detection is None else "mAP"
 
+    @property
+    def accuracy_ci95(self) -> tuple[float, float] | None:
+        """95% interval of `accuracy`: Wilson's of a share, of mAP by the bootstrap over pictures."""
+        if self.detection is None or self.detection.map is None:
+            return self.top1_ci95
+        found = resampled_interval(self.detection.map, self.resamples, self.n)
+        return None if found.low is None or found.high is None else (max(0.0, found.low), min(1.0, found.high))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON takes them (infinity, which JSON lacks, as None); without the predictions."""
         if self.detections is not None:
-            judged = {"n": self.n} if self.detection is None else self.detection.to_dict()
+            judged: dict[str, Any] = {"n": self.n}
+            if self.detection is not None:
+                judged = {**self.detection.to_dict(), "map_ci95": _listed(self.accuracy_ci95)}
             return {**judged, "agreement": self.agreement, "not_finite": self.not_finite}
         return {
             "top1": self.top1,
@@ -163,6 +177,7 @@ def evaluate_bundle(
     threads: int = 1,
     judge: bool = True,
     images: str | Path | None = None,
+    decoder: Decoder | None = None,
 ) -> Evaluation:
     """Open a bundle, its reference and a data set, and `evaluate`.
 
@@ -177,6 +192,8 @@ def evaluate_bundle(
         judge: refuse data without labels (of a detector: boxes) when there is no reference either; False returns the
             predictions alone.
         images: folder of the pictures of a COCO file, where they lie elsewhere than usual.
+        decoder: for a detector, a function of your own that reads its outputs and the reference's (see
+            `edgevision.load`).
 
     Raises:
         UsageError: there is nothing to judge by.
@@ -187,8 +204,10 @@ def evaluate_bundle(
     if judge and reference is None:
         _check_judgeable(dataset, bundle.manifest.task)
     with ExitStack() as stack:
-        session = stack.enter_context(load(bundle, threads=threads))
-        other = None if reference is None else stack.enter_context(load(reference, threads=threads))
+        session = stack.enter_context(load(bundle, threads=threads, decoder=decoder))
+        other = None
+        if reference is not None:
+            other = stack.enter_context(load(reference, threads=threads, decoder=decoder))
         return evaluate(session, dataset, reference=other, batch_size=batch_size, limit=limit)
 
 
@@ -248,7 +267,7 @@ def _classify(session: Session, dataset: Subset, reference: Session | None, batc
             expected.append(best_classes(classification_logits(other))[:, 0])
         classes = int(classification_logits(outputs).shape[1])
         for row, sample in zip(best, samples, strict=True):
-            pictures.update(f"{sample.name.rpartition('/')[2]}\0{sample.label}\0".encode())
+            pictures.update(told_of(sample))
             if sample.label is None:
                 continue
             label = _label(sample, to_class, classes, manifest)
@@ -272,6 +291,12 @@ def _classify(session: Session, dataset: Subset, reference: Session | None, batc
         correct=np.packbits(correct).tobytes().hex() if len(correct) == len(predictions) else None,
         pictures_sha256=pictures.hexdigest(),
     )
+
+
+def told_of(sample: Sample) -> bytes:
+    """File name, and label or boxes: what makes a picture of an evaluation the same as another one's."""
+    boxes = "" if sample.boxes is None else f"{sample.boxes.xyxy.tolist()}{sample.boxes.labels.tolist()}\0"
+    return f"{sample.name.rpartition('/')[2]}\0{sample.label}\0{boxes}".encode()
 
 
 def best_classes(logits: npt.NDArray[np.float32], k: int = 5) -> npt.NDArray[np.int64]:

@@ -20,14 +20,13 @@ from edgevision.data.base import Dataset, evenly_spaced
 from edgevision.devices.cpu import usable_cores
 from edgevision.devices.environment import environment
 from edgevision.errors import EdgeVisionError, EngineError, UsageError
-from edgevision.files import sha256_file
 from edgevision.progress import Progress
 from edgevision_benchmarks.accuracy import agreement, evaluate_bundle, open_data
 from edgevision_benchmarks.detection_accuracy import answer_of, box_agreement, from_plain
-from edgevision_benchmarks.probes import run_worker, size_bytes
+from edgevision_benchmarks.probes import run_worker
 from edgevision_benchmarks.report import Report
 from edgevision_benchmarks.result import Result
-from edgevision_benchmarks.rows import judged, scenario_fields, timed_fields
+from edgevision_benchmarks.rows import identified, judged, judged_fields, scenario_fields, timed_fields
 from edgevision_benchmarks.scenarios import SCENARIOS
 from edgevision_benchmarks.timing import TimingOptions
 
@@ -177,7 +176,7 @@ def bench(
         _evaluate(candidates, settings, data, split, None if reference is None else str(reference))
     provenance = {
         "date": begun.isoformat(timespec="seconds"),
-        "command": shlex.join(map(without_password, command if command is not None else _command())),
+        "command": command_line(command),
         "data": None if dataset is None else dataset.name,
         "end_to_end_input": _picture_source(dataset) if settings.end_to_end else None,
         "options": {**vars(settings), "threads": list(settings.threads), "scenarios": list(settings.scenarios)},
@@ -371,34 +370,13 @@ def _reference_of(candidate: _Candidate, candidates: list[_Candidate]) -> str | 
 
 
 def _result(candidate: _Candidate, count: int, settings: BenchOptions) -> Result:
-    manifest = candidate.bundle.manifest
-    path = Path(candidate.path)
     failures = [candidate.failures.get(count), candidate.evaluation_failure]
-    row = Result(
-        bundle=candidate.path,
-        model=manifest.name,
-        target=manifest.target,
-        precision=manifest.precision,
-        threads=count,
-        batch=settings.batch,
-        size_bytes=size_bytes(path),
-        engine_bytes=candidate.bundle.engine_bytes,
-        stored_bytes=candidate.bundle.stored_engine_bytes,
-        compression=candidate.bundle.compression,
-        sha256=sha256_file(path) if path.is_file() else None,
-        engine_sha256=candidate.bundle.digest,
-        error="; ".join(failure for failure in failures if failure) or None,
-    )
+    row = identified(candidate.path, candidate.bundle, count, batch=settings.batch)
+    row = replace(row, error="; ".join(failure for failure in failures if failure) or None)
     if rounds := candidate.times.get(count):
         row = replace(row, **timed_fields(rounds))
     if (found := candidate.evaluation) is not None and count in candidate.times:
-        keys = ["accuracy", "metric", "map50", "top5", "n", "agreement", "agreement_ci95", "cosine", "sqnr_db"]
-        keys += ["correct", "pictures_sha256"]
-        measured: dict[str, Any] = {**{key: found.get(key) for key in keys}, "accuracy_ci95": found.get("top1_ci95")}
-        # another process answered in JSON, which has no tuples
-        measured = {key: tuple(each) if isinstance(each, list) else each for key, each in measured.items()}
-        row = replace(row, **measured)
-        row = replace(row, reference=candidate.reference)
+        row = replace(row, **judged_fields(found), reference=candidate.reference)
     further = {kind: answers for (threads, kind), answers in candidate.further.items() if threads == count}
     return replace(row, **scenario_fields(further))
 
@@ -446,5 +424,6 @@ def without_password(argument: str) -> str:
     return re.sub(r"(?<=password=)[^&\s]*", "***", re.sub(r"(://[^:/@\s]*):[^/\s]*@", r"\1:***@", argument))
 
 
-def _command() -> list[str]:
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+def command_line(words: Sequence[str] | None = None) -> str:
+    """A command, by default this process's own, as one line that may be published."""
+    return shlex.join(map(without_password, words if words is not None else [Path(sys.argv[0]).name, *sys.argv[1:]]))

@@ -16,6 +16,8 @@ from edgevision_benchmarks.ratio import (
     Rounds,
     paired_difference,
     ratio_of_medians,
+    resampled_difference,
+    resampled_interval,
     unpaired_difference,
 )
 from edgevision_benchmarks.report.layout import thread_count
@@ -307,18 +309,37 @@ def _accuracy(old: Sequence[Result], new: Sequence[Result], confidence: float) -
     assert second.accuracy is not None
     if first.accuracy_ci95 is None or second.accuracy_ci95 is None:
         change = second.accuracy - first.accuracy
-        why = f"{first.metric or 'accuracy'} is no share of pictures and has no interval"
+        why = f"{first.metric or 'accuracy'} is no share of pictures and was kept without its interval"
         return Change("accuracy", first.accuracy, second.accuracy, change, None, None, "unknown", why)
+    found, same = (_resampled if first.accuracy_resamples else _shares)(first, second, confidence)
+    why = f"{first.n} pictures against {second.n}, not known to be the same"
+    if same:
+        why = f"the same {first.n} pictures, {'drawn anew' if first.accuracy_resamples else 'one by one'}"
+    return _judge_share(Change("accuracy", first.accuracy, second.accuracy, *_ends(found), "", why))
+
+
+def _shares(first: Result, second: Result, confidence: float) -> tuple[Interval, bool]:
+    """Difference of two top-1, and whether it is of the same pictures."""
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     one, two = _bits(first), _bits(second)
     if one is not None and two is not None and first.pictures_sha256 == second.pictures_sha256:
-        found = paired_difference(one, two, z=z)
-        why = f"the same {len(one)} pictures, one by one"
-    else:
-        shares = [(round(share * n), n) for share, n in ((first.accuracy, first.n), (second.accuracy, second.n))]
-        found = unpaired_difference(shares[0], shares[1], z=z)
-        why = f"{first.n} pictures against {second.n}, not known to be the same"
-    return _judge_share(Change("accuracy", first.accuracy, second.accuracy, *_ends(found), "", why))
+        return paired_difference(one, two, z=z), True
+    shares = [(round((row.accuracy or 0.0) * (row.n or 0)), row.n or 0) for row in (first, second)]
+    return unpaired_difference(shares[0], shares[1], z=z), False
+
+
+def _resampled(first: Result, second: Result, confidence: float) -> tuple[Interval, bool]:
+    """Difference of two mAP, and whether it is of the same pictures, and so of the same draws."""
+    rows = (first, second)
+    one, two = (
+        resampled_interval(row.accuracy or 0.0, row.accuracy_resamples, row.n or 0, confidence=confidence)
+        for row in rows
+    )
+    known = first.pictures_sha256 is not None and len(first.accuracy_resamples) == len(second.accuracy_resamples)
+    same = known and first.pictures_sha256 == second.pictures_sha256
+    draws = np.subtract(second.accuracy_resamples, first.accuracy_resamples).tolist() if same else None
+    pictures = min(first.n or 0, second.n or 0)
+    return resampled_difference(one, two, draws=draws, pictures=pictures, confidence=confidence), same
 
 
 def _ends(found: Interval) -> tuple[float, float | None, float | None]:
@@ -326,8 +347,8 @@ def _ends(found: Interval) -> tuple[float, float | None, float | None]:
 
 
 def _judge_share(change: Change) -> Change:
-    assert change.low is not None
-    assert change.high is not None
+    if change.low is None or change.high is None:
+        return replace(change, verdict="unknown", why=f"{change.why}: too few for an interval")
     verdict = "worse" if change.high < 0 else "better" if change.low > 0 else "same"
     return replace(change, verdict=verdict)
 

@@ -20,9 +20,11 @@ from edgevision.detection.evaluation import (
 )
 from edgevision.detection.postprocess import Postprocess
 from edgevision.errors import DataError, UsageError
+from edgevision.files import sha256_bytes
 from edgevision.progress import Progress
 from edgevision.runtime import Session
-from edgevision_benchmarks.accuracy import Evaluation, class_indices
+from edgevision_benchmarks.accuracy import Evaluation, class_indices, told_of
+from edgevision_benchmarks.map_bootstrap import map_resamples, matched_classes
 
 PlainDetections = list[list[Any]]
 
@@ -43,11 +45,14 @@ def evaluate_detector(session: Session, dataset: Subset, reference: Session | No
         expected += other or []
         not_finite += bad
     confidence = _confidence(session)
+    detection, resamples = _judged(found, dataset, session)
     return Evaluation(
         n=len(found),
         agreement=box_agreement(found, expected, confidence) if reference is not None else None,
         not_finite=not_finite,
-        detection=_judged(found, dataset, session),
+        detection=detection,
+        resamples=resamples,
+        pictures_sha256=sha256_bytes(b"".join(told_of(sample) for sample in dataset)),
         detections=tuple(found),
         confidence=confidence,
     )
@@ -78,7 +83,14 @@ def plain(detections: Sequence[Detections], confidence: float) -> list[PlainDete
 
 def answer_of(evaluation: Evaluation) -> dict[str, Any]:
     """An evaluation with what another bundle's agreement with it is told from, as JSON takes it."""
-    answer = {**evaluation.to_dict(), "accuracy": evaluation.accuracy, "metric": evaluation.metric}
+    answer: dict[str, Any] = {
+        **evaluation.to_dict(),
+        "accuracy": evaluation.accuracy,
+        "metric": evaluation.metric,
+        "accuracy_ci95": evaluation.accuracy_ci95,
+        "accuracy_resamples": evaluation.resamples,
+        "pictures_sha256": evaluation.pictures_sha256,
+    }
     if evaluation.detections is not None and evaluation.confidence is not None:
         answer["detections"] = plain(evaluation.detections, evaluation.confidence)
         answer["confidence"] = evaluation.confidence
@@ -101,9 +113,12 @@ def _confidence(session: Session) -> float:
     return max(session.postprocess.confidence, 2 * CONFIDENCE)
 
 
-def _judged(found: Sequence[Detections], dataset: Subset, session: Session) -> DetectionMetrics | None:
+def _judged(
+    found: Sequence[Detections], dataset: Subset, session: Session
+) -> tuple[DetectionMetrics | None, tuple[float, ...]]:
+    """mAP, and what it is on draws of the pictures."""
     if not has_boxes(dataset):
-        return None
+        return None, ()
     manifest = session.bundle.manifest
     to_class = class_indices(dataset, manifest)
     truth = [_in_classes(sample.boxes, to_class, sample.name) for sample in dataset]
@@ -114,7 +129,8 @@ def _judged(found: Sequence[Detections], dataset: Subset, session: Session) -> D
     for sample, boxes in zip(dataset, truth, strict=True):
         if len(boxes.labels) and int(boxes.labels.max()) >= count:
             raise DataError(f"{sample.name}: class {boxes.labels.max()} lies outside the {count} of {manifest.name}")
-    return mean_average_precision(truth, found, count, classes=classes, crowds=crowds)
+    metrics = mean_average_precision(truth, found, count, classes=classes, crowds=crowds)
+    return metrics, map_resamples(matched_classes(truth, found, count, crowds=crowds))
 
 
 def _in_classes(boxes: Boxes | None, to_class: Mapping[int, int] | None, name: str) -> Boxes:

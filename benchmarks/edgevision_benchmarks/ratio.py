@@ -85,6 +85,20 @@ def ratio_of_medians(
     return Interval(estimate, estimate * math.exp(-half), estimate * math.exp(half))
 
 
+def median_interval(rounds: Rounds, *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
+    """By how much the median of a measurement in rounds may be off, as factors below and above 1.
+
+    From the scatter of the rounds, as `ratio_of_medians` has it; None for fewer than two rounds. The order statistics
+    of all runs together would not do: they take runs of one process for independent, and their interval shrinks with
+    every run, while from one process to the next the median moves by what no number of runs averages out.
+    """
+    if len(rounds.values) < 2:
+        return None
+    error = math.sqrt(_variance(rounds, np.random.default_rng(seed), RESAMPLES))
+    half = t_quantile(0.5 + confidence / 2, len(rounds.values) - 1) * error
+    return math.exp(-half), math.exp(half)
+
+
 def _variance(side: Rounds, rng: np.random.Generator, resamples: int) -> float:
     """Variance of the mean of a side's log medians, by resampling rounds, then runs."""
     k = len(side.values)
@@ -134,3 +148,41 @@ def paired_difference(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_
     center = (gained - lost) / (n + 2)
     half = z * math.sqrt(max(0.0, (gained + lost + 1) - (gained - lost) ** 2 / (n + 2))) / (n + 2)
     return Interval((gained - lost) / n, center - half, center + half)
+
+
+def resampled_interval(estimate: float, draws: Sequence[float], pictures: int, *, confidence: float = 0.95) -> Interval:
+    """Interval of a figure of ``pictures`` pictures, from what it is on draws of them (the bootstrap's standard error).
+
+    The variance is corrected for the few pictures by n / (n − 1), and Student's t has one degree of freedom less than
+    there are pictures, or draws.
+
+    Returns:
+        The estimate; without an interval where there are fewer than two of either.
+    """
+    if min(len(draws), pictures) < 2:
+        return Interval(estimate, None, None)
+    error = float(np.std(draws, ddof=1)) * math.sqrt(pictures / (pictures - 1))
+    half = t_quantile(0.5 + confidence / 2, min(len(draws), pictures) - 1) * error
+    return Interval(estimate, estimate - half, estimate + half)
+
+
+def resampled_difference(
+    before: Interval, after: Interval, *, draws: Sequence[float] | None, pictures: int, confidence: float
+) -> Interval:
+    """Difference of two such figures, after − before.
+
+    Args:
+        before: the first, with its interval at ``confidence``.
+        after: the second, likewise.
+        draws: the difference on each draw of the same pictures, so that what both find alike cancels out; None for
+            different or unknown pictures, whose errors are independent.
+        pictures: how many there are.
+        confidence: of the interval.
+    """
+    change = after.estimate - before.estimate
+    if draws is not None:
+        return resampled_interval(change, draws, pictures, confidence=confidence)
+    if before.low is None or after.low is None:
+        return Interval(change, None, None)
+    half = math.hypot(before.estimate - before.low, after.estimate - after.low)
+    return Interval(change, change - half, change + half)

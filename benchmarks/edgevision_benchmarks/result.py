@@ -30,7 +30,8 @@ class Result:
         latency_ms: engine alone (`Session.infer` on a ready tensor), one query in flight: with batch 1 MLPerf's
             SingleStream. ``p50 p90 p95 p99 mean min std``, milliseconds; a tail is None where there were too few runs
             to tell it (`edgevision_benchmarks.statistics.least_queries`).
-        median_ci95: 95% confidence interval of ``latency_ms``'s p50, milliseconds.
+        median_ci95: 95% confidence interval of ``latency_ms``'s p50, milliseconds: from the scatter of the rounds (see
+            `edgevision_benchmarks.ratio.median_interval`), of a single round by order statistics.
         tails_ci95: 95% confidence intervals of the tails that are told, by name.
         p90_bound_ms: MLPerf's SingleStream metric as an early stop gives it: p90 lies no higher, with 99% confidence.
         n_runs: measured runs of the engine.
@@ -57,7 +58,9 @@ class Result:
         stored_bytes: the same as they lie in the bundle.
         compression: ``lossless``, or ``6 bits`` of shared weights; None where the bundle is not compressed.
         accuracy: what ``metric`` says, 0..1: top-1, or a detector's mAP (IoU 0.50:0.95).
-        accuracy_ci95: Wilson's 95% interval of a top-1.
+        accuracy_ci95: 95% interval of it: Wilson's of a top-1, of mAP by the bootstrap over pictures.
+        accuracy_resamples: mAP of draws of the pictures, the same draws for all networks (see
+            `edgevision_benchmarks.map_bootstrap`); what `edgevision_benchmarks.compare` judges a difference by.
         metric: ``top-1`` or ``mAP``; None without accuracy, and in rows of older versions, where it is top-1.
         map50: a detector's mAP at IoU 0.50, 0..1.
         top5: top-5, 0..1.
@@ -71,7 +74,7 @@ class Result:
         reference_accuracy: what the FP32 bundle of the same model reached on the same pictures, in the same measure.
         quality_met: whether accuracy is at least ``QUALITY_TARGET`` of ``reference_accuracy``.
         correct: which pictures were answered right, one bit each, as hexadecimal digits; for paired comparison.
-        pictures_sha256: of the pictures' names and labels: equal ones can be compared picture by picture.
+        pictures_sha256: of the pictures' names and labels or boxes: equal ones can be compared picture by picture.
         engine_version: version of the engine's library.
         sha256: of the bundle file; None for a folder.
         engine_sha256: of the engine files: equal ones run equally.
@@ -80,7 +83,9 @@ class Result:
         samples: each round: ``n`` runs, ``ms`` (their times, sorted; of many 101 evenly spaced quantiles), and
             ``peak_memory_bytes``. What `edgevision_benchmarks.compare` resamples.
         conditions: the machine ``before``, ``during`` and ``after`` (see `edgevision.devices.conditions`).
-        energy_j: of one inference, what the package or board drew in all meanwhile, joules; median of rounds.
+        energy_j: of one inference, what ``energy_source`` drew in all during the measured runs, idle consumption
+            included, joules; median of rounds (see `edgevision.devices.energy.EnergyMeter`).
+        energy_source: whose energy it is: RAPL's packages and memory, GPUs, a board's rail; None without ``energy_j``.
         why_no_energy: why there is none.
         flags: what casts doubt on the row: it throttled, a neighbour was busy.
         layers: time of each layer as the engine tells it: ``name``, ``op``, ``ms``, the costliest first.
@@ -117,6 +122,7 @@ class Result:
     compression: str | None = None
     accuracy: float | None = None
     accuracy_ci95: Interval | None = None
+    accuracy_resamples: tuple[float, ...] = ()
     metric: str | None = None
     map50: float | None = None
     top5: float | None = None
@@ -138,6 +144,7 @@ class Result:
     samples: tuple[dict[str, Any], ...] = ()
     conditions: dict[str, Any] | None = None
     energy_j: float | None = None
+    energy_source: str | None = None
     why_no_energy: str | None = None
     flags: tuple[str, ...] = ()
     layers: tuple[dict[str, Any], ...] = ()

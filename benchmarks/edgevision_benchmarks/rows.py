@@ -5,14 +5,58 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from edgevision.bundle import Bundle
+from edgevision.files import sha256_file
+from edgevision_benchmarks.probes import size_bytes
+from edgevision_benchmarks.ratio import Rounds, median_interval
 from edgevision_benchmarks.result import QUALITY_TARGET, Result
-from edgevision_benchmarks.statistics import sketch, summarize
+from edgevision_benchmarks.statistics import Summary, sketch, summarize
 from edgevision_benchmarks.timing import Samples, combine
 
 # layers kept of a network: the rest together is a line of its own
 LAYERS = 40
+
+# of an evaluation, what a row holds
+_EVALUATED = (
+    "accuracy", "accuracy_ci95", "accuracy_resamples", "metric", "map50", "top5", "n", "agreement", "agreement_ci95",
+    "cosine", "sqnr_db", "correct", "pictures_sha256",
+)  # fmt: skip
+
+
+def identified(path: str, bundle: Bundle, threads: int, *, batch: int = 1) -> Result:
+    """The row of a bundle as far as the bundle tells it: what it is, its sizes and its hashes.
+
+    Args:
+        path: as it was given.
+        bundle: what lies there.
+        threads: of one inference.
+        batch: pictures in one inference.
+    """
+    manifest = bundle.manifest
+    return Result(
+        bundle=path,
+        model=manifest.name,
+        target=manifest.target,
+        precision=manifest.precision,
+        threads=threads,
+        batch=batch,
+        size_bytes=size_bytes(path),
+        engine_bytes=bundle.engine_bytes,
+        stored_bytes=bundle.stored_engine_bytes,
+        compression=bundle.compression,
+        sha256=sha256_file(path) if Path(path).is_file() else None,
+        engine_sha256=bundle.digest,
+    )
+
+
+def judged_fields(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `Result` out of an evaluation's answer (see `edgevision_benchmarks.detection_accuracy.answer_of`)."""
+    fields = {key: found[key] for key in _EVALUATED if key in found}
+    # another process answered in JSON, which has no tuples
+    return {key: tuple(each) if isinstance(each, list) else each for key, each in fields.items()}
 
 
 def timed_fields(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -28,7 +72,7 @@ def timed_fields(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "batch": batch,
         "latency_ms": engine.wall.to_dict(),
-        "median_ci95": engine.wall.median_ci95,
+        "median_ci95": _median_ci95(measured, engine.wall),
         "tails_ci95": {name: list(pair) for name, pair in engine.wall.tails_ci95.items()},
         "p90_bound_ms": engine.wall.p90_bound,
         "n_runs": engine.wall.n,
@@ -46,11 +90,21 @@ def timed_fields(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "steady_memory_bytes": round(statistics.median(steady)) if steady else None,
         "engine_version": rounds[0]["engine_version"],
         **_conditions(rounds),
+        **_energy(rounds),
         "samples": tuple(
             {"n": len(each.wall_ns), "ms": sketch(each.wall_ns), "peak_memory_bytes": answer["peak_memory_bytes"]}
             for each, answer in zip(measured, rounds, strict=True)
         ),
     }
+
+
+def _median_ci95(rounds: Sequence[Samples], pooled: Summary) -> tuple[float, float] | None:
+    """From the scatter of the rounds; of a single one by order statistics."""
+    values = [sketch(each.wall_ns) for each in rounds]
+    if not all(each[0] > 0 for each in values):
+        return pooled.median_ci95
+    factors = median_interval(Rounds.of(values, [len(each.wall_ns) for each in rounds]))
+    return pooled.median_ci95 if factors is None else (factors[0] * pooled.p50, factors[1] * pooled.p50)
 
 
 def _stage(rounds: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any] | None:
@@ -67,8 +121,6 @@ def _conditions(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {}
     raised = [flag for answer in rounds for flag in answer.get("flags", [])]
     by_topic = {flag.partition(":")[0]: flag for flag in reversed(raised)}
-    energies = [answer["energy_j"] for answer in rounds if answer.get("energy_j")]
-    values = [energy["value"] for energy in energies if energy.get("value") is not None]
     return {
         "conditions": {
             "before": read[0]["before"],
@@ -76,8 +128,18 @@ def _conditions(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "after": read[-1]["after"],
         },
         "flags": tuple(reversed(by_topic.values())),
-        "energy_j": statistics.median(values) if values else None,
-        "why_no_energy": None if values else next((str(each["why"]) for each in energies if each.get("why")), None),
+    }
+
+
+def _energy(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Median of the rounds that have a reading, and what it is of; or why none has."""
+    energies = [answer["energy_j"] for answer in rounds if answer.get("energy_j")]
+    told = [energy for energy in energies if energy.get("value") is not None]
+    if not told:
+        return {"why_no_energy": next((str(each["why"]) for each in energies if each.get("why")), None)}
+    return {
+        "energy_j": statistics.median(energy["value"] for energy in told),
+        "energy_source": told[0].get("source"),
     }
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -112,18 +111,6 @@ def least_queries(share: float, confidence: float = MLPERF_CONFIDENCE) -> int:
     while allowed_over(n, share, confidence) < 1:
         n += 1
     return n
-
-
-def mlperf_queries(share: float, confidence: float = MLPERF_CONFIDENCE) -> int:
-    """Queries for a tail estimate within a twentieth of 1 − p (V. J. Reddi et al., arXiv 1911.02549, section III-D).
-
-    margin = (1 − p) / 20; n = z((1 − confidence) / 2)² · p (1 − p) / margin²: 23,886 for p90, 50,425 for p95, 262,742
-    for p99. What a submission to MLPerf takes; an edge board's report is content with `least_queries` and says by its
-    interval how far the figure may be off.
-    """
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    margin = (1.0 - share) / 20.0
-    return round(z * z * share * (1.0 - share) / (margin * margin))
 
 
 def allowed_over(n: int, share: float, confidence: float = MLPERF_CONFIDENCE) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -104,6 +105,7 @@ def measure(
     function: Callable[[], object],
     options: TimingOptions | None = None,
     *,
+    window: AbstractContextManager[object] | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
     cpu_clock: Callable[[], int] = time.process_time_ns,
 ) -> Samples:
@@ -115,11 +117,21 @@ def measure(
     Args:
         function: what to time; its result is dropped within the timed span, as a user's code would.
         options: limits of the loop.
+        window: entered when the warm-up is over and left behind the last run: what is to be known of the measured runs
+            besides their times, such as their energy.
         clock: wall clock in nanoseconds.
         cpu_clock: CPU clock of the process in nanoseconds.
     """
     options = options or TimingOptions()
     warmup_runs, settled = _warm_up(function, options, clock)
+    with window or nullcontext():
+        wall, cpu = _timed(function, options, clock, cpu_clock)
+    return Samples(tuple(wall), tuple(cpu), warmup_runs, settled)
+
+
+def _timed(
+    function: Callable[[], object], options: TimingOptions, clock: Callable[[], int], cpu_clock: Callable[[], int]
+) -> tuple[list[int], list[int]]:
     wall: list[int] = []
     cpu: list[int] = []
     begun = clock()
@@ -133,10 +145,9 @@ def measure(
         wall.append(end - start)
         seconds = (end - begun) / 1e9
         if len(wall) >= options.max_runs or seconds >= options.max_seconds:
-            break
+            return wall, cpu
         if len(wall) >= options.min_runs and seconds >= options.min_seconds:
-            break
-    return Samples(tuple(wall), tuple(cpu), warmup_runs, settled)
+            return wall, cpu
 
 
 def _warm_up(function: Callable[[], object], options: TimingOptions, clock: Callable[[], int]) -> tuple[int, bool]:

@@ -29,7 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevision.bundle import Bundle
-from edgevision.devices.conditions import Conditions, energy_per_inference, flags, read_conditions
+from edgevision.devices.conditions import Conditions, flags, read_conditions
+from edgevision.devices.energy import EnergyMeter
 from edgevision.errors import BundleError, EdgeVisionError, UsageError
 from edgevision.progress import set_enabled
 from edgevision.runtime import Session, TensorSpec, load
@@ -39,7 +40,7 @@ from edgevision_benchmarks.detection_accuracy import answer_of
 from edgevision_benchmarks.layers import layer_times
 from edgevision_benchmarks.probes import peak_memory_bytes, steady_memory_bytes
 from edgevision_benchmarks.scenarios import ServerOptions, greatest_rate, offline
-from edgevision_benchmarks.timing import Samples, TimingOptions, measure
+from edgevision_benchmarks.timing import TimingOptions, measure
 
 
 def main() -> int:
@@ -92,7 +93,8 @@ def _time(job: Mapping[str, Any]) -> dict[str, Any]:
         session.infer(feed)
         first = time.perf_counter_ns() - before
         conditions = [read_conditions()]
-        engine = measure(lambda: session.infer(feed), options)
+        meter = EnergyMeter()
+        engine = measure(lambda: session.infer(feed), options, window=meter)
         conditions.append(read_conditions(quick=True))
         # before end to end: the memory is the engine's, not that of decoded pictures
         peak, steady = peak_memory_bytes(), steady_memory_bytes()
@@ -104,7 +106,8 @@ def _time(job: Mapping[str, Any]) -> dict[str, Any]:
             postprocess = measure(_postprocessing(session, job["pictures"]), _brief(options))
         conditions.append(read_conditions())
         return {
-            **_conditions(conditions, engine),
+            **_conditions(conditions),
+            "energy_j": {**meter.per_inference(len(engine.wall_ns)).to_dict(), "source": meter.source},
             "load_ms": (loaded - start) / 1e6,
             "first_inference_ms": first / 1e6,
             "peak_memory_bytes": peak,
@@ -119,16 +122,14 @@ def _time(job: Mapping[str, Any]) -> dict[str, Any]:
         }
 
 
-def _conditions(readings: list[Conditions], engine: Samples) -> dict[str, Any]:
+def _conditions(readings: list[Conditions]) -> dict[str, Any]:
     """The machine before and right after the engine's runs and at the end, and what is doubtful about it."""
     before, during, after = readings
-    energy = energy_per_inference(before, (), during, engine.warmup_runs + len(engine.wall_ns))
     return {
         "conditions": {
             name: each.to_dict() for name, each in zip(("before", "during", "after"), readings, strict=True)
         },
         "flags": flags(before, during, after),
-        "energy_j": energy.to_dict(),
     }
 
 

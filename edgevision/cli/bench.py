@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from edgevision.cli.bench_devices import add_device_arguments, run_on_devices
+from edgevision.cli.keep import keep
 from edgevision.cli.output import counts, names, print_json
 
 
@@ -73,14 +74,8 @@ def run(options: argparse.Namespace) -> int:
         print_json(report.to_dict())
     else:
         print(report.table())
-    # after the table: a full disk or a missing extra must not cost what was measured, nor one of these the other
-    try:
-        if history is not None:
-            with history:
-                history.add(report)
-    finally:
-        if options.out:
-            report.save(options.out)
+    # after the table: a full disk or a missing extra must not cost what was measured
+    keep(report, history, *([lambda: report.save(options.out)] if options.out else []))
     for failure in report.errors:
         print(f"edgevision bench: {failure['bundle']}: {failure['error']}", file=sys.stderr)
     return 1 if report.errors else 0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgevision.cli.keep import keep
 from edgevision.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -75,13 +76,12 @@ def run_on_devices(options: argparse.Namespace) -> int:
     else:
         print(report.table())
         _print_costs(costs)
+    saves: list[Callable[[], object]] = []
+    if options.out and costs:
+        saves.append(lambda: save_costs(Path(options.out) / _COSTS_FILE, costs))
     if options.out:
-        if costs:
-            save_costs(Path(options.out) / _COSTS_FILE, costs)
-        report.save(options.out)
-    if history is not None:
-        with history:
-            history.add(report)
+        saves.append(lambda: report.save(options.out))
+    keep(report, history, *saves)
     for failure in report.errors:
         print(f"edgevision bench: {failure['bundle']}: {failure['error']}", file=sys.stderr)
     grown = [] if baseline is None else compare_costs(baseline, costs)
@@ -95,6 +95,7 @@ def _measured(options: argparse.Namespace) -> list[DeviceResult]:
     from edgevision.remote.devices import bench_devices
     from edgevision.remote.fleet import bench_cluster
     from edgevision.remote.job import prepare
+    from edgevision_benchmarks.bench import command_line
 
     job = prepare(
         options.bundles,
@@ -103,6 +104,7 @@ def _measured(options: argparse.Namespace) -> list[DeviceResult]:
         limit=options.limit,
         reference=options.reference,
         arguments=_arguments(options),
+        typed=command_line(),
     )
     if options.cluster:
         return bench_cluster(job, options.cluster, kinds=options.kind, out=options.out)

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgevision.devices import sensors
 from edgevision.devices.cpu import cpu_info
-from edgevision.devices.energy import counted_joules, energy_counters, integrated_joules, power
+from edgevision.devices.energy import energy_counters, power
 from edgevision.devices.nvml import gpu_readings
 from edgevision.devices.sensors import Reading, guarded, memory_available, text
 
@@ -138,32 +138,6 @@ def flags(before: Conditions, during: Conditions | Iterable[Conditions] | None, 
         *_governor(before),
         *_near_trip([*middle, after]),
     ]
-
-
-def energy_per_inference(
-    before: Conditions, during: Iterable[Conditions], after: Conditions, inferences: int
-) -> Reading:
-    """Energy of one inference, J: of packages, memory and GPUs by their counters, else of the board by its sensors.
-
-    The value is what those of ``energy_j``, or the board, drew in all between the readings, idle consumption included,
-    by the number of inferences between them. Power sensors are integrated over all readings that have them.
-    """
-    if inferences < 1:
-        return Reading(unit="J", why="no inference was run between the readings")
-    if before.energy_j.available and after.energy_j.available:
-        joules = counted_joules(before.energy_j.value, after.energy_j.value)
-        if joules is None:
-            return Reading(unit="J", why="the energy counters cannot be compared")
-        return Reading(joules / inferences, "J")
-    samples = [
-        (reading.monotonic_s, float(reading.power_w.value["total"]))
-        for reading in (before, *during, after)
-        if reading.power_w.available
-    ]
-    joules = integrated_joules(samples)
-    if joules is None:
-        return Reading(unit="J", why=f"{before.energy_j.why}; {before.power_w.why or 'a single power reading'}")
-    return Reading(joules / inferences, "J")
 
 
 def _throttled(before: Conditions, middle: Sequence[Conditions], after: Conditions) -> list[str]:

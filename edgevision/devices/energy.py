@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import itertools
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgevision.devices.nvml import gpu_energy
-from edgevision.devices.sensors import Reading, command, number, text
+from edgevision.devices.sensors import Reading, command, guarded, number, text
 
 # rails that carry the whole module, by JetPack and module; without one of them the sum of the rails is taken
 _TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VIN", "VDD_5V_IN")
 
 # INA3221 averages over tens of milliseconds; a program that is asked takes as long
 _SAMPLE_EVERY_S = 0.1
+# times the duration of one reading: a program that is asked, as on a Raspberry Pi 5, must not become the load
+_SAMPLING_SHARE = 20
 
 # a channel of this label is not connected
 _NOT_CONNECTED = {"NC", ""}
@@ -75,35 +78,97 @@ def parse_pmic(said: str) -> dict[str, float]:
     return {name: round(amperes[name] * volts[name], 6) for name in amperes if name in volts}
 
 
-def energy_of(
-    run: Callable[[], object],
-    *,
-    seconds: float = 1.0,
-    root: Path = Path("/"),
-    clock: Callable[[], float] = time.monotonic,
-) -> Reading:
-    """Energy of one call of ``run``, J, idle consumption included: called again and again for ``seconds``.
+class EnergyMeter:
+    """Energy drawn while a block runs: ``with EnergyMeter() as meter: …``, then ``meter.per_inference(runs)``.
 
-    By counters, read before and after; else by power sensors, read between calls, not oftener than every 0.1 s, and
-    integrated. A loop of its own: reading sensors has no place in a loop whose times count.
+    By counters, read at both ends. Where there are none, by the power sensors, read all along by a thread of its own
+    and integrated; that thread takes at most a twentieth of one core, and a run now and then waits for it. What the
+    machine draws when idle is in it: it is not subtracted, since a board that sleeps and one that waits for the next
+    picture draw differently.
+
+    Args:
+        root: where ``sys`` and ``usr`` lie.
+        clock: seconds.
     """
-    before = energy_counters(root)
-    sensor = Reading() if before.available else power(root)
-    if not (before.available or sensor.available):
-        return Reading(unit="J", why=f"{before.why}; {sensor.why}")
-    begun = clock()
-    samples = [(begun, float(sensor.value["total"]))] if sensor.available else []
-    calls, now = 0, begun
-    while calls == 0 or now - begun < seconds:
-        run()
-        calls, now = calls + 1, clock()
-        last = now - begun >= seconds
-        if samples and (last or now - samples[-1][0] >= _SAMPLE_EVERY_S) and (drawn := power(root)).available:
-            samples.append((now, float(drawn.value["total"])))
-    joules = integrated_joules(samples) if samples else counted_joules(before.value, energy_counters(root).value or {})
+
+    def __init__(self, root: Path = Path("/"), *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._root = root
+        self._clock = clock
+        self._counters = Reading()
+        self._power = Reading()
+        self._every_s = _SAMPLE_EVERY_S
+        self._samples: list[tuple[float, float]] = []
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._energy = Reading(unit="J", why="nothing was measured")
+
+    def __enter__(self) -> EnergyMeter:
+        self._samples.clear()
+        self._counters = guarded(lambda: energy_counters(self._root))
+        if not self._counters.available:
+            begun = time.monotonic()
+            self._power = self._sample()
+            self._every_s = max(_SAMPLE_EVERY_S, _SAMPLING_SHARE * (time.monotonic() - begun))
+        if self._power.available:
+            self._over.clear()
+            self._thread = threading.Thread(target=self._watch, name="power", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._counters.available:
+            after = guarded(lambda: energy_counters(self._root))
+            self._energy = _counted(self._counters.value, after.value or {})
+            return
+        if self._thread is None:
+            self._energy = Reading(unit="J", why=f"{self._counters.why}; {self._power.why}")
+            return
+        self._over.set()
+        self._thread.join()
+        self._thread = None
+        self._sample()
+        joules = integrated_joules(self._samples)
+        self._energy = Reading(joules, "J", "" if joules is not None else "the power sensor could not be read again")
+
+    @property
+    def source(self) -> str | None:
+        """What was counted: ``package-0, package-0 dram``, or the sensor's rails ``VDD_IN``; None for nothing."""
+        if self._counters.available:
+            return ", ".join(name for name in self._counters.value if _counts(name)) or None
+        if not self._power.available:
+            return None
+        rails = [name for name in self._power.value if name != "total"]
+        return next((name for name in _TOTAL_RAILS if name in rails), " + ".join(rails))
+
+    def per_inference(self, inferences: int) -> Reading:
+        """The energy of one of so many inferences, J."""
+        if not self._energy.available or inferences < 1:
+            return self._energy if inferences else Reading(unit="J", why="no inference was run")
+        return Reading(self._energy.value / inferences, "J")
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._every_s):
+            self._sample()
+
+    def _sample(self) -> Reading:
+        drawn = guarded(lambda: power(self._root))
+        if drawn.available:
+            self._samples.append((self._clock(), float(drawn.value["total"])))
+        return drawn
+
+
+def _counted(before: Mapping[str, Any], after: Mapping[str, Any]) -> Reading:
+    joules = counted_joules(before, after)
     if joules is None:
-        return Reading(unit="J", why="the sensor could not be read again")
-    return Reading(joules / calls, "J")
+        return Reading(unit="J", why="the energy counters cannot be compared")
+    if joules == 0:
+        return Reading(unit="J", why="the energy counters did not move in so short a time")
+    return Reading(joules, "J")
+
+
+def _counts(name: str) -> bool:
+    """Whether a counter adds to the sum: a package has its cores in it, but not its memory; psys would count twice."""
+    return name.endswith(" dram") or name.startswith("gpu ") or (name.startswith("package") and " " not in name)
 
 
 def counted_joules(before: Mapping[str, Any], after: Mapping[str, Any]) -> float | None:
@@ -113,9 +178,7 @@ def counted_joules(before: Mapping[str, Any], after: Mapping[str, Any]) -> float
     """
     total, counted = 0.0, False
     for name, first in before.items():
-        # a package's cores are part of it, its memory is not; psys is the whole platform, and would count twice
-        counts = name.endswith(" dram") or name.startswith("gpu ") or (name.startswith("package") and " " not in name)
-        if name not in after or not counts:
+        if name not in after or not _counts(name):
             continue
         joules = after[name]["joules"] - first["joules"]
         if joules < 0:

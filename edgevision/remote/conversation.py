@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import queue
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from edgevision import __version__
 from edgevision.errors import DeviceError
+from edgevision.files import sha256_bytes
 from edgevision.remote.device_side import PREFIX
 from edgevision.remote.job import MODULES, BenchJob
 from edgevision.remote.transport import Transport
@@ -159,7 +159,7 @@ class Conversation:
 
     def _document(self, results: dict[str, Any]) -> dict[str, Any]:
         data: bytes = results["payload"]
-        if len(data) != results["size"] or hashlib.sha256(data).hexdigest() != results["sha256"]:
+        if len(data) != results["size"] or sha256_bytes(data) != results["sha256"]:
             raise DeviceError(
                 f"{self.name}: its results were cut: {len(data)} of {results['size']} bytes came; run the same command "
                 "again, finished devices are kept"

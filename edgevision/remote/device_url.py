@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
 
 from edgevision.errors import UsageError
-from edgevision.registry import unknown_name
+from edgevision.registry import check_keys, unknown_name
 from edgevision.remote.arm.cores import CORES
 
 PYTHON_VARIABLE = "EDGEVISION_DEVICE_PYTHON"
@@ -93,7 +93,5 @@ def _place(text: str, place: str) -> tuple[str | None, str, int | None]:
 
 def _options(text: str, query: str) -> dict[str, str]:
     options = dict(parse_qsl(query, keep_blank_values=True))
-    for key in options:
-        if key not in _OPTIONS:
-            raise UsageError(f"--device {text}: {unknown_name('option', key, _OPTIONS)}")
+    check_keys("option", options, _OPTIONS, where=f"--device {text}: ")
     return options

@@ -149,7 +149,12 @@ class _Attempt:
         self.result.document, self.result.notes = document, self._conversation.notes
         # a device that lacked an engine is asked again: the user was told how to install it
         if path is not None and not self._conversation.left_out:
-            write_json(path, {"version": _KEPT_VERSION, "key": key, "notes": self.result.notes, "document": document})
+            write_kept(path, key, document, self.result.notes)
+
+
+def write_kept(path: Path, key: str, document: dict[str, Any], notes: Sequence[str] = ()) -> None:
+    """Keep an answer under the key of its job. Raises `OutputError` where that is not possible."""
+    write_json(path, {"version": _KEPT_VERSION, "key": key, "notes": list(notes), "document": document})
 
 
 def read_kept(path: Path, key: str) -> dict[str, Any] | None:

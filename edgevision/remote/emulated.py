@@ -70,13 +70,17 @@ def _prove(text: str, path: Path) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
         temporary.chmod(0o755)
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-        environment[_PROVE_VARIABLE] = ""
+        environment = {**_without_python(), _PROVE_VARIABLE: ""}
         code = f"import {', '.join(_MODULES)}"
         made = subprocess.run([temporary, "-c", code], env=environment, capture_output=True, text=True, check=False)
         if made.returncode:
             words = made.stderr.strip().splitlines()[-2:] or [f"exit code {made.returncode}"]
             raise DeviceError(f"the emulated Python does not work: {' | '.join(words)}")
+
+
+def _without_python() -> dict[str, str]:
+    """The environment without what this Python is told by it."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
 
 
 def _script(core: str, emulator: str, library: Path, root: Root, project: Path) -> str:
@@ -104,9 +108,8 @@ class EmulatedTransport:
 
     def start(self) -> Process:
         """Start the emulated Python; nothing of this Python's environment reaches it."""
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         try:
-            return spawn([str(self._python), "-u", "-c", program()], environment)
+            return spawn([str(self._python), "-u", "-c", program()], _without_python())
         except OSError as error:
             raise DeviceError(f"cannot start the emulated Python: {error.strerror}") from error
 

@@ -22,11 +22,11 @@ from typing import Any
 
 from edgevision.dependencies import require
 from edgevision.errors import DeviceError, EdgeVisionError, UsageError
-from edgevision.files import ensure_writable, sha256_bytes, write_json
+from edgevision.files import ensure_writable, sha256_bytes
 from edgevision.progress import Progress
 from edgevision.remote.device_side import NoDesk, make_folder, take_in, work
 from edgevision.remote.device_url import Device
-from edgevision.remote.devices import KEPT_FOLDER, DeviceResult, read_kept
+from edgevision.remote.devices import KEPT_FOLDER, DeviceResult, read_kept, write_kept
 from edgevision.remote.job import BenchJob
 
 # without a worker of its kind for so long, a job is given up
@@ -242,7 +242,7 @@ def _take(part: FleetJob, future: Any, result: DeviceResult, folder: Path | None
     document["provenance"]["device"] = f"cluster {part.kind}"
     result.document = document
     if folder is not None:
-        write_json(_path(folder, part), {"version": 1, "key": part.key, "notes": [], "document": document})
+        write_kept(_path(folder, part), part.key, document)
 
 
 def _document(part: FleetJob, answer: dict[str, Any]) -> dict[str, Any]:

@@ -55,12 +55,15 @@ class BenchJob:
         data: pictures to measure accuracy on.
         reference: bundle to agree with; it is copied as well, and measured only where it is among ``bundles``.
         arguments: further arguments of the verb, as text: ``("--threads", "1,2")``.
+        typed: the command at the desk, for the report: the device's own names folders that are gone by then. It
+            decides no result.
     """
 
     bundles: tuple[JobBundle, ...]
     data: DataSlice | None = None
     reference: JobBundle | None = None
     arguments: tuple[str, ...] = ()
+    typed: str = ""
 
     @property
     def files(self) -> tuple[JobFile, ...]:
@@ -116,13 +119,15 @@ class BenchJob:
         return {"command": self.command(device), "files": files}
 
     def at_the_desk(self, document: dict[str, Any]) -> dict[str, Any]:
-        """The device's report with the desk's paths and the data set's own name."""
+        """The device's report with the desk's paths and command and the data set's own name."""
         sources = {bundle.path: bundle.source for bundle in (*self.bundles, self.reference) if bundle is not None}
-        for row in (*document["results"], *document.get("errors", ())):
+        provenance = document["provenance"]
+        for row in (*document["results"], *document.get("errors", ()), *provenance.get("cost_proxy", ())):
             for key in ("bundle", "reference"):
                 if row.get(key) in sources:
                     row[key] = sources[row[key]]
-        provenance = document["provenance"]
+        if self.typed:
+            provenance["command"] = self.typed
         if self.data is not None:
             provenance["data"] = f"{self.data.count} of {self.data.total} pictures of {self.data.name}"
         return document
@@ -136,6 +141,7 @@ def prepare(
     limit: int | None = None,
     reference: str | Path | None = None,
     arguments: Sequence[str] = (),
+    typed: str = "",
 ) -> BenchJob:
     """Open everything at the desk, so that a mistake is told before a device is asked.
 
@@ -146,6 +152,7 @@ def prepare(
         limit: so many pictures, evenly spaced (by default 200).
         reference: bundle to agree with.
         arguments: further arguments of ``edgevision bench`` on the device.
+        typed: the command at the desk, as the report is to tell it.
 
     Raises:
         UsageError: no bundles.
@@ -160,7 +167,7 @@ def prepare(
     if reference is not None:
         chosen = known.get(str(reference)) or _bundle(str(reference), len(entries))
     part = None if data is None else take_slice(open_dataset(data, split=split), limit)
-    return BenchJob(tuple(entries), part, chosen, tuple(arguments))
+    return BenchJob(tuple(entries), part, chosen, tuple(arguments), typed)
 
 
 def _bundle(source: str, index: int) -> JobBundle:

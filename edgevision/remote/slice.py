@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edgevision.data.base import Boxes, Dataset, Sample, Subset, evenly_spaced
-from edgevision.data.datasets import Concatenation, DetectionDataset
+from edgevision.data.base import Boxes, Dataset, Sample, evenly_spaced
+from edgevision.data.datasets import crowd_regions
 from edgevision.errors import DataError
 from edgevision.files import sha256_bytes, sha256_file
 from edgevision.images import ImageLike
@@ -96,7 +96,7 @@ def take_slice(dataset: Dataset, limit: int | None) -> DataSlice:
     samples = [chosen[index] for index in range(len(chosen))]
     pictures = [_picture(index, sample) for index, sample in enumerate(samples)]
     if all(sample.boxes is not None for sample in samples):
-        files, spec = [_instances(pictures, samples, dataset)], f"coco:{FOLDER}/instances.json"
+        files, spec = [_instances(pictures, samples, chosen)], f"coco:{FOLDER}/instances.json"
     elif all(sample.label is not None for sample in samples):
         files, spec = _labels(pictures, samples, dataset.classes), f"csv:{FOLDER}/labels.csv"
     else:
@@ -136,13 +136,12 @@ def _table(name: str, rows: Sequence[tuple[str, ...]]) -> JobFile:
 
 
 def _instances(pictures: list[JobFile], samples: list[Sample], dataset: Dataset) -> JobFile:
-    crowds = _crowds(dataset)
     annotations: list[dict[str, Any]] = []
-    for index, sample in enumerate(samples):
+    for index, (sample, region) in enumerate(zip(samples, crowd_regions(dataset), strict=True)):
         assert sample.boxes is not None
         annotations += _annotations(index, sample.boxes, crowd=0)
-        if sample.name in crowds:
-            annotations += _annotations(index, crowds[sample.name], crowd=1)
+        if region is not None:
+            annotations += _annotations(index, region, crowd=1)
     document = {
         "images": [{"id": index, "file_name": _file_name(picture)} for index, picture in enumerate(pictures)],
         "categories": [{"id": index + 1, "name": name} for index, name in enumerate(dataset.classes)],
@@ -160,14 +159,3 @@ def _annotations(index: int, boxes: Boxes, *, crowd: int) -> list[dict[str, Any]
              "area": width * height, "iscrowd": crowd}
         )  # fmt: skip
     return found
-
-
-def _crowds(dataset: Dataset) -> dict[str, Boxes]:
-    """Crowd regions by the name of their picture's sample."""
-    if isinstance(dataset, Subset):
-        return _crowds(dataset.dataset)
-    if isinstance(dataset, Concatenation):
-        return {name: boxes for part in dataset.parts for name, boxes in _crowds(part).items()}
-    if isinstance(dataset, DetectionDataset):
-        return {file: crowd for file, crowd in zip(dataset.files, dataset.crowds, strict=False) if len(crowd.labels)}
-    return {}

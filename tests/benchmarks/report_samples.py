@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgevision.devices.environment import environment
 from edgevision_benchmarks.report import Report
 from edgevision_benchmarks.result import Result
@@ -57,6 +59,10 @@ def result(
             "agreement_ci95": wilson(480, 500),
         }
     return Result(**{**values, **more})  # type: ignore[arg-type]
+
+
+def one_row(**changes: object) -> Report:
+    return Report.single([replace(result("alpha", "fp32", 5.0, 400), **changes)], {}, PROVENANCE)
 
 
 def full_report() -> Report:

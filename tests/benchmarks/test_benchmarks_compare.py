@@ -12,7 +12,13 @@ from report_samples import PROVENANCE, result
 from edgevision.errors import DataError, UsageError
 from edgevision_benchmarks.bench import bench
 from edgevision_benchmarks.compare import compare, text
-from edgevision_benchmarks.ratio import Rounds, paired_difference, ratio_of_medians, unpaired_difference
+from edgevision_benchmarks.ratio import (
+    Rounds,
+    median_interval,
+    paired_difference,
+    ratio_of_medians,
+    unpaired_difference,
+)
 from edgevision_benchmarks.report import Report
 from edgevision_benchmarks.result import Result
 from edgevision_benchmarks.statistics import sketch, wilson
@@ -211,6 +217,52 @@ def test_a_mean_average_precision_is_shown_and_not_judged() -> None:
     assert "mAP is no share of pictures" in text(found)
 
 
+def detector(draws: np.ndarray, pictures: str | None = "one set") -> Result:
+    value = float(draws.mean())
+    return replace(
+        measured(np.random.default_rng(0), 10.0),
+        accuracy=value,
+        accuracy_ci95=(value - 0.06, value + 0.06),
+        accuracy_resamples=tuple(draws.tolist()),
+        metric="mAP",
+        n=87,
+        pictures_sha256=pictures,
+    )
+
+
+def test_a_mean_average_precision_is_compared_draw_by_draw_where_the_pictures_are_the_same() -> None:
+    rng = np.random.default_rng(8)
+    before = rng.normal(0.40, 0.03, 200)
+    # three points lost on every draw, while one network's own figure scatters by as much
+    after = before - 0.03 + rng.normal(0, 0.004, 200)
+    found = compare(report(detector(before)), report(detector(after)))
+    change = found.pairs[0].changes[-1]
+    assert (change.measure, change.verdict) == ("accuracy", "worse")
+    assert change.change == pytest.approx(-0.03, abs=0.002)
+    assert "the same 87 pictures, drawn anew" in change.why
+    assert compare(report(detector(after)), report(detector(before))).pairs[0].changes[-1].verdict == "better"
+    # of other pictures the same figures say nothing
+    for other in ("another", None):
+        apart = compare(report(detector(before)), report(detector(after, other))).pairs[0].changes[-1]
+        assert apart.verdict == "same"
+        assert "not known to be the same" in apart.why
+
+
+def test_detectors_that_differ_by_noise_alone_raise_no_alarm() -> None:
+    rng = np.random.default_rng(9)
+    alarms = 0
+    for _ in range(40):
+        # what the network is worth on all pictures is the same; on these it is a little more, or less
+        luck = rng.normal(0, 0.01)
+        before = rng.normal(0.40, 0.03, 200)
+        after = before + luck + rng.normal(0, 0.01, 200)
+        alarms += bool(compare(report(detector(before)), report(detector(after))).regressions)
+    # the accuracy's share of the allowed error is a quarter of a percent here; five percent would be far beyond it
+    assert alarms <= 2
+    same = rng.normal(0.40, 0.03, 200)
+    assert compare(report(detector(same)), report(detector(same))).pairs[0].changes[-1].verdict == "same"
+
+
 def test_intervals_of_differences_are_the_published_ones() -> None:
     # R. G. Newcombe, Statistics in Medicine 17 (1998), p. 873, table II, method 10: 56/70 − 48/80
     found = unpaired_difference((48, 80), (56, 70), z=1.959963984540054)
@@ -228,6 +280,31 @@ def test_paired_intervals_cover_the_true_difference() -> None:
         covered += found.low <= -0.03 <= found.high
     # 95%; three standard errors of 500 trials are 3 points
     assert covered / 500 >= 0.92
+
+
+@pytest.mark.parametrize("between", [0.0, 0.02])
+def test_intervals_of_a_median_cover_it_however_far_rounds_lie_apart(between: float) -> None:
+    rng = np.random.default_rng(6)
+    # the median of the long tail that `measured` gives its runs
+    true = 10.0 * np.exp(0.03 * np.log(2))
+    covered = overlap = 0
+    last = (0.0, np.inf)
+    for _ in range(100):
+        rounds = Rounds.of([each["ms"] for each in measured(rng, 10.0, rounds=5, between=between).samples])
+        low, high = median_interval(rounds) or (1.0, 1.0)
+        assert low < 1 < high
+        interval = (low * rounds.center, high * rounds.center)
+        covered += interval[0] <= true <= interval[1]
+        overlap += max(interval[0], last[0]) <= min(interval[1], last[1])
+        last = interval
+    # 95%; three standard errors of 100 trials are 7 points. Two such intervals of equals nearly always meet.
+    assert covered / 100 >= 0.88
+    assert overlap / 100 >= 0.96
+
+
+def test_a_single_round_tells_nothing_of_how_far_rounds_lie_apart() -> None:
+    assert median_interval(Rounds.of([[1.0, 2.0, 3.0]])) is None
+    assert median_interval(Rounds.of([[2.0], [2.0], [2.0]])) == pytest.approx((1.0, 1.0))
 
 
 @pytest.mark.parametrize("wrong", [{"threshold": -0.1}, {"memory_threshold": -1.0}, {"confidence": 1.0}])

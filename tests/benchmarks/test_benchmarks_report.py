@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_samples import PROVENANCE, full_report, result
+from report_samples import PROVENANCE, full_report, one_row, result
 
 from edgevision import dependencies
 from edgevision.errors import DataError, MissingDependencyError, OutputError, UsageError
@@ -19,10 +19,6 @@ from edgevision_benchmarks.report.layout import comparisons, labels, number, siz
 from edgevision_benchmarks.report.page import html
 from edgevision_benchmarks.report.text import csv_text, markdown
 from edgevision_benchmarks.statistics import wilson
-
-
-def one_row(**changes: object) -> Report:
-    return Report.single([replace(result("alpha", "fp32", 5.0, 400), **changes)], {}, PROVENANCE)
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
@@ -316,3 +312,25 @@ def test_size_against_accuracy_is_drawn_where_something_is_compressed() -> None:
     assert "Stored" in page
     assert "Accuracy against size" not in html(full_report())
     assert "Stored" not in html(full_report())
+
+
+def test_counts_of_an_emulated_core_have_a_table_and_no_place_among_times() -> None:
+    counts = {
+        "instructions": 101_600_000,
+        "bytes_loaded": 300_000_000,
+        "bytes_stored": 400_000,
+        "multiply": 7,
+        "dot": 0,
+    }
+    entry = {"bundle": "a.evb", "model": "mobilenet_v2", "target": "ncnn", "precision": "int8", "counts": counts}
+    provenance = {**PROVENANCE, "device": "emulated cortex-a72", "cost_proxy": [entry]}
+    report = Report.single([result("ncnn", "int8", None, 411)], {}, provenance)
+    row = "<td>unknown machine (emulated cortex-a72)</td>" + "".join(
+        f'<td class="num">{figure}</td>' for figure in ("101.600", "300.400", "0.000", "0.000")
+    )
+    assert row in html(report)
+    assert "| unknown machine (emulated cortex-a72) | 101.600 | 300.400 | 0.000 | 0.000 |" in markdown(report)
+    assert "Counted under emulation" not in html(full_report()) + markdown(full_report())
+    del counts["dot"]
+    with pytest.raises(DataError, match="cost_proxy"):
+        Report.from_dict(json.loads(json.dumps(report.to_dict())))

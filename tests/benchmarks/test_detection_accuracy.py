@@ -145,6 +145,11 @@ def test_bench_shows_map_agreement_and_the_time_of_boxes(tmp_path: Path) -> None
     assert (exact.accuracy, exact.metric, exact.map50, exact.agreement, exact.n) == (1.0, "mAP", 1.0, 1.0, 6)
     assert quantized.accuracy == pytest.approx(0.4, abs=0.05)
     assert (quantized.agreement, quantized.reference) == (1.0, str(good))
+    # nothing scatters where all is found; moved boxes are found by the thresholds below their overlap in each draw
+    assert exact.accuracy_ci95 == (1.0, 1.0)
+    assert quantized.accuracy_ci95[0] <= quantized.accuracy <= quantized.accuracy_ci95[1]
+    assert len(quantized.accuracy_resamples) == 200
+    assert exact.pictures_sha256 == quantized.pictures_sha256 is not None
     for row in report.results:
         assert 0 < row.postprocess_ms["p50"] < row.end_to_end_ms["p50"]
     again = Report.from_dict(json.loads(json.dumps(report.to_dict())))
@@ -159,14 +164,22 @@ def test_bench_shows_map_agreement_and_the_time_of_boxes(tmp_path: Path) -> None
     direct = bench([good, moved], open_dataset(data), rounds=1, seconds=0.0, min_runs=2)
     assert [row.agreement for row in direct.results] == [1.0, 1.0]
     assert [row.accuracy for row in direct.results] == [row.accuracy for row in report.results]
+    assert [row.accuracy_resamples for row in direct.results] == [row.accuracy_resamples for row in report.results]
+    # the same pictures, with one object less
+    document = json.loads(data.read_text())
+    document["annotations"].pop()
+    data.write_text(json.dumps(document))
+    other = evaluate_bundle(good, data)
+    assert other.pictures_sha256 != exact.pictures_sha256
+    assert other.to_dict()["map_ci95"] == list(other.accuracy_ci95)
 
 
 def test_a_report_of_detectors_and_classifiers_says_which_figure_is_whose() -> None:
     net = result("onnxruntime", "fp32", p50=3.0, right=400, model="net")
     detector = result("onnxruntime", "fp32", p50=9.0, right=400, model="detector")
-    report = Report.single([net, replace(detector, metric="mAP", accuracy=0.412)], {}, {})
+    report = Report.single([net, replace(detector, metric="mAP", accuracy=0.412, accuracy_ci95=(0.38, 0.45))], {}, {})
     assert "Accuracy" in report.table()
-    assert "41.2% mAP" in report.table()
+    assert "41.2% ±3.8 mAP" in report.table()
     assert "top-1" in report.table()
 
 

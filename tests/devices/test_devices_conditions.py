@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgevision.devices import conditions as conditions_module
-from edgevision.devices.conditions import Conditions, energy_per_inference, flags, read_conditions
+from edgevision.devices.conditions import Conditions, flags, read_conditions
 from edgevision.devices.sensors import Reading
 from tests.devices.trees import cpufreq, jetson_orin, pc, raspberry_pi, rk3588, times, write, zone
 
@@ -183,28 +183,3 @@ def test_without_processor_times_the_load_before_tells(tmp_path: Path) -> None:
     read = replace(read, cores=Reading([0, 1]))
     assert flags(read, None, read) == ["busy neighbour: the load average was 3.5 on 2 cores before it began"]
     assert flags(replace(read, load_average=Reading(0.2)), None, read) == []
-
-
-def test_energy_of_counters_that_wrapped(tmp_path: Path) -> None:
-    before = read_conditions(pc(tmp_path, package_uj=9_000_000, dram_uj=500_000))
-    after = read_conditions(pc(tmp_path, package_uj=2_000_000, dram_uj=1_500_000))
-    # 3 J over the wrap at 10 J, and 1 J of memory; the cores are part of the package
-    assert energy_per_inference(before, [], after, 8) == Reading(pytest.approx(0.5), "J")
-
-
-def test_energy_of_power_sensors_is_integrated(tmp_path: Path, later) -> None:
-    readings = []
-    for milliamperes in (1000, 2000, 1000):
-        root = jetson_orin(tmp_path)
-        write(root, {"sys/bus/i2c/devices/1-0040/hwmon/hwmon1/curr1_input": f"{milliamperes}\n"})
-        readings.append(read_conditions(root, quick=True))
-        later(2)
-    before, during, after = readings
-    # 5 W, 10 W, 5 W two seconds apart: 15 J + 15 J
-    assert energy_per_inference(before, [during], after, 10) == Reading(pytest.approx(3.0), "J")
-
-
-def test_energy_says_why_there_is_none(tmp_path: Path) -> None:
-    read = read_conditions(raspberry_pi(tmp_path))
-    assert "RAPL" in energy_per_inference(read, [], read, 5).why
-    assert "no inference" in energy_per_inference(read, [], read, 0).why

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from edgevision.devices import nvml
-from edgevision.devices.conditions import energy_per_inference, flags, read_conditions
+from edgevision.devices.conditions import flags, read_conditions
+from edgevision.devices.energy import EnergyMeter
 from edgevision.devices.nvml import gpu_energy, gpu_readings
 from tests.devices.trees import write
 
@@ -112,10 +113,11 @@ def test_the_clock_of_a_jetsons_gpu(tmp_path: Path) -> None:
 def test_a_gpu_that_throttles_is_flagged_and_its_energy_counts(driver) -> None:
     driver(FakeNvml({**A10, "reasons": 0, "millijoules": 1_000_000}))
     before = read_conditions()
-    driver(FakeNvml({**A10, "millijoules": 1_003_000}))
+    with EnergyMeter() as meter:
+        driver(FakeNvml({**A10, "millijoules": 1_003_000}))
     after = read_conditions()
     assert any("GPU 0 power cap" in flag for flag in flags(before, None, after))
-    found = energy_per_inference(before, [], after, 2)
+    found = meter.per_inference(2)
     # 3 J by the GPU's counter, and what a readable RAPL of the test's own machine adds
     assert found.available
     assert found.value >= 1.5

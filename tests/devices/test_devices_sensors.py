@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,9 @@ from hypothesis import strategies as st
 
 from edgevision.devices import sensors
 from edgevision.devices.energy import (
+    EnergyMeter,
     counted_joules,
     energy_counters,
-    energy_of,
     integrated_joules,
     parse_pmic,
     power,
@@ -217,36 +219,78 @@ def test_constant_and_any_power_integrate_within_their_bounds(watts: list[float]
     assert min(watts) * span * (1 - 1e-9) - 1e-9 <= joules <= max(watts) * span * (1 + 1e-9) + 1e-9
 
 
-def test_energy_of_calls_by_counters(tmp_path: Path) -> None:
-    pc(tmp_path, package_uj=1_000_000)
-    seconds = iter(range(100))
-
-    def run() -> None:
-        spent[0] += 1
-        pc(tmp_path, package_uj=1_000_000 + 500_000 * spent[0])
-
-    spent = [0]
-    found = energy_of(run, seconds=4.0, root=tmp_path, clock=lambda: float(next(seconds)))
-    # half a joule by each call
-    assert found == Reading(pytest.approx(0.5), "J")
-    assert spent == [4]
+def test_energy_by_counters_that_wrapped(tmp_path: Path) -> None:
+    pc(tmp_path, package_uj=9_000_000, dram_uj=500_000)
+    with EnergyMeter(tmp_path) as meter:
+        pc(tmp_path, package_uj=2_000_000, dram_uj=1_500_000)
+    # 3 J over the wrap at 10 J, and 1 J of memory; the cores are part of the package
+    assert meter.per_inference(8) == Reading(pytest.approx(0.5), "J")
+    assert meter.source == "package-0, package-0 dram"
 
 
-def test_energy_of_calls_by_a_power_sensor(tmp_path: Path) -> None:
+def test_a_counter_that_stands_still_tells_nothing(tmp_path: Path) -> None:
+    pc(tmp_path)
+    with EnergyMeter(tmp_path) as meter:
+        pass
+    assert "did not move" in meter.per_inference(3).why
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_counters_that_cannot_be_read_again(gone: int, tmp_path: Path) -> None:
+    pc(tmp_path)
+    with EnergyMeter(tmp_path) as meter:
+        for path in (tmp_path / "sys/class/powercap").glob("*/energy_uj"):
+            path.unlink() if gone else path.write_text("soon")
+    assert "cannot be compared" in meter.per_inference(3).why
+
+
+def test_energy_by_a_power_sensor_is_integrated_over_the_block(tmp_path: Path) -> None:
     jetson_orin(tmp_path)
-    now = [0.0]
+    now = [10.0]
+    with EnergyMeter(tmp_path, clock=lambda: now[0]) as meter:
+        now[0] += 2.0
+    # the rail that feeds the module draws 6 W for two seconds, however often it was looked at meanwhile
+    assert meter.per_inference(4) == Reading(pytest.approx(3.0), "J")
+    assert meter.source == "VDD_IN"
 
-    def run() -> None:
-        now[0] += 0.25
 
-    # 6 W for a quarter of a second each
-    assert energy_of(run, seconds=2.0, root=tmp_path, clock=lambda: now[0]) == Reading(pytest.approx(1.5), "J")
+def test_power_is_sampled_while_the_block_runs(tmp_path: Path) -> None:
+    current = tmp_path / "sys/bus/i2c/devices/1-0040/hwmon/hwmon1/curr1_input"
+    jetson_orin(tmp_path)
+    ticks = itertools.count()
+    seen = threading.Event()
+
+    def clock() -> float:
+        tick = next(ticks)
+        if tick >= 3:
+            seen.set()
+        return float(tick)
+
+    with EnergyMeter(tmp_path, clock=clock) as meter:
+        # 15 W while it runs, and 5 W before and after
+        current.write_text("3000")
+        assert seen.wait(30)
+        current.write_text("1000")
+    found = meter.per_inference(1)
+    # 6 W at the beginning and at most two samples of less at the end: the rest was drawn by the block
+    assert found.value > 6.0 + 15.0
 
 
-def test_energy_of_calls_without_a_sensor_runs_nothing(tmp_path: Path) -> None:
-    found = energy_of(lambda: pytest.fail("it must not run"), root=tmp_path)
+def test_energy_without_a_sensor_says_why(tmp_path: Path) -> None:
+    with EnergyMeter(tmp_path) as meter:
+        pass
+    found = meter.per_inference(3)
     assert "RAPL" in found.why
     assert "INA3221" in found.why
+    assert meter.source is None
+    assert "no inference" in meter.per_inference(0).why
+
+
+def test_the_energy_of_a_block_that_failed_costs_nothing(tmp_path: Path) -> None:
+    jetson_orin(tmp_path)
+    with pytest.raises(KeyError), EnergyMeter(tmp_path):
+        raise KeyError("engine")
+    assert not [thread for thread in threading.enumerate() if thread.name == "power"]
 
 
 def test_one_sample_is_no_integral() -> None:

@@ -161,7 +161,7 @@ def _costs() -> list[Column]:
             lambda row: number(None if row.energy_j is None else 1e3 * row.energy_j),
             lambda row: row.energy_j,
             "low",
-            "of one inference, mJ",
+            "of one inference, mJ, idle included",
         ),
         Column("Load", lambda row: number(row.load_ms), lambda row: row.load_ms, "low", "ms"),
         Column(
@@ -227,6 +227,9 @@ def metric_of(row: Result) -> str:
 
 def _accuracy(row: Result, name: str) -> str:
     text = percent(row.accuracy)
+    if row.accuracy_ci95 is not None and row.accuracy is not None:
+        half = max(row.accuracy_ci95[1] - row.accuracy, row.accuracy - row.accuracy_ci95[0])
+        text += f" ±{100 * half:.1f}"
     return text if row.accuracy is None or name != "Accuracy" else f"{text} {metric_of(row)}"
 
 
@@ -343,6 +346,15 @@ def failed_scenarios(row: Result) -> list[str]:
         if why:
             found.append(f"{name}: {why}")
     return found
+
+
+def energy_told(report: Report, run: int) -> str:
+    """Whose energy the rows of a run tell, or why none of them tells any; empty for runs without measured rows."""
+    rows = [row for row in report.results if row.run == run]
+    told = dict.fromkeys(row.energy_source or "the sensors" for row in rows if row.energy_j is not None)
+    if told:
+        return f"of {', '.join(told)} while the engine ran; what is drawn when idle is in it"
+    return next((row.why_no_energy for row in rows if row.why_no_energy), "")
 
 
 def _float(value: int | None) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgevision.dependencies import require
 from edgevision_benchmarks.report.charts import LATENCY, SIZE, Cost, Scatter, legend, scatter, shapes, target_colors
+from edgevision_benchmarks.report.counted import HEADINGS, counted
 from edgevision_benchmarks.report.facets import facets, filters
 from edgevision_benchmarks.report.layout import (
     ABSENT,
@@ -22,6 +23,7 @@ from edgevision_benchmarks.report.layout import (
     comparisons,
     compressed,
     differing,
+    energy_told,
     failed_scenarios,
     flagged,
     labels,
@@ -97,6 +99,8 @@ def html(report: Report) -> str:
         flagged=flagged(report),
         scenario_failures=[(index, line) for index, row in enumerate(report.results) for line in failed_scenarios(row)],
         layered=[(index, row) for index, row in ordered if row.layers],
+        counted=counted(report),
+        counted_headings=HEADINGS,
         bundles=list({row.bundle: row for row in report.results}.values()),
         several=differing(report),
         unstable=sum(row.stable is False for row in report.results),
@@ -197,10 +201,12 @@ def _sort_keys(row: Result, shown: list[Column]) -> str:
 
 
 def _readings(report: Report, index: int) -> list[tuple[str, str]]:
-    """Readings of the machine before, during and after one run's first measured row."""
+    """Readings of the machine before, during and after one run's first measured row, and whose energy was told."""
+    told = energy_told(report, index)
+    energy = [("Energy", told)] if told else []
     row = next((row for row in report.results if row.run == index and row.conditions), None)
     if row is None or row.conditions is None:
-        return []
+        return energy
     moments = [row.conditions.get(moment) or {} for moment in ("before", "during", "after")]
     shown = {
         "Clock before, during, after": ("frequency_mhz", " MHz"),
@@ -212,7 +218,7 @@ def _readings(report: Report, index: int) -> list[tuple[str, str]]:
     for name, (key, unit) in shown.items():
         texts = list(dict.fromkeys(_reading(moment.get(key), unit) for moment in moments))
         found.append((name, " → ".join(texts)))
-    return [*found, ("Energy", row.why_no_energy)] if row.why_no_energy else found
+    return found + energy
 
 
 def _facts(run: Run, readings: list[tuple[str, str]]) -> tuple[str, list[tuple[str, str]]]:

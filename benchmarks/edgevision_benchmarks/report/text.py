@@ -8,12 +8,14 @@ import sys
 from typing import Any
 
 from edgevision.dependencies import installed
+from edgevision_benchmarks.report.counted import HEADINGS, counted
 from edgevision_benchmarks.report.layout import (
     ABSENT,
     accuracy_name,
     by_latency,
     columns,
     comparisons,
+    energy_told,
     failed_scenarios,
     flagged,
     labels,
@@ -52,7 +54,7 @@ def _flat(row: Result, report: Report) -> dict[str, Any]:
                 # a tail of too few runs is None, and files of earlier versions have no p95
                 told = None if value is None else value.get(name)
                 flat[f"{key}_{name}"] = "" if told is None else told
-        elif key in {"tails_ci95", "samples", "conditions", "layers", "correct"}:
+        elif key in {"tails_ci95", "samples", "conditions", "layers", "correct", "accuracy_resamples"}:
             continue  # results.json holds them
         elif key in {"offline", "server"}:
             for name in ("samples_per_second", "batch") if key == "offline" else ("queries_per_second", "bound_ms"):
@@ -73,23 +75,7 @@ def markdown(report: Report) -> str:
     shown = columns(report)
     heading = [f"{column.heading} ({column.hint})" if column.hint else column.heading for column in shown]
     lines = [f"# {_escape(report.title)}", "", *_table(heading, [c.best is not None for c in shown], _rows(report))]
-    if found := comparisons(report):
-        lines += ["", "## Against FP32 on the same engine", ""]
-        body = [
-            [
-                item.row.model,
-                target_name(item.row.target),
-                precision_name(item.row),
-                str(item.row.threads or "auto"),
-                f"{item.speedup:.2f} × as fast",
-                points(item.accuracy_points),
-                percent(item.row.agreement),
-                ABSENT if item.size_ratio is None else f"{item.size_ratio:.2f}",
-            ]
-            for item in found
-        ]
-        names = ["Model", "Engine", "Precision", "Threads", "Speed", accuracy_name(report), "Agreement", "Size"]
-        lines += _table(names, [False] * 4 + [True] * 4, body)
+    lines += [*_against(report), *_counted(report)]
     if report.errors:
         lines += ["", "## Failures", ""]
         lines += [f"- {_escape(_failure(row))}" for row in report.errors]
@@ -99,6 +85,8 @@ def markdown(report: Report) -> str:
     for index, run in enumerate(report.runs):
         lines.append(f"{index + 1}. {_escape(run.label)}")
         lines += [f"   - {_escape(fact)}" for fact in _facts(run)]
+        if energy := energy_told(report, index):
+            lines.append(f"   - energy: {_escape(energy)}")
     lines += ["", "## Bundles", ""]
     unique = {row.bundle: row for row in report.results}
     body = [
@@ -107,6 +95,38 @@ def markdown(report: Report) -> str:
     ]
     lines += _table(["Bundle", "Bytes", "Engine version", "SHA-256"], [False, True, False, False], body)
     return "\n".join(lines) + "\n"
+
+
+def _against(report: Report) -> list[str]:
+    """Every quantized row beside its FP32 row."""
+    found = comparisons(report)
+    body = [
+        [
+            item.row.model,
+            target_name(item.row.target),
+            precision_name(item.row),
+            str(item.row.threads or "auto"),
+            f"{item.speedup:.2f} × as fast",
+            points(item.accuracy_points),
+            percent(item.row.agreement),
+            ABSENT if item.size_ratio is None else f"{item.size_ratio:.2f}",
+        ]
+        for item in found
+    ]
+    names = ["Model", "Engine", "Precision", "Threads", "Speed", accuracy_name(report), "Agreement", "Size"]
+    table = _table(names, [False] * 4 + [True] * 4, body)
+    return ["", "## Against FP32 on the same engine", "", *table] if found else []
+
+
+def _counted(report: Report) -> list[str]:
+    found = counted(report)
+    body = [
+        [each.row.model, target_name(each.row.target), precision_name(each.row), each.device, *each.figures]
+        for each in found
+    ]
+    names = ["Model", "Engine", "Precision", "Core", *HEADINGS]
+    table = _table(names, [False] * 4 + [True] * len(HEADINGS), body)
+    return ["", "## Counted under emulation: no latency", "", *table] if found else []
 
 
 def _facts(run: Run) -> list[str]:

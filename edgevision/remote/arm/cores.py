@@ -22,11 +22,6 @@ class Core:
     midr: int
     features: str
 
-    @property
-    def dot_product(self) -> bool:
-        """Whether it has SDOT and UDOT, which INT8 kernels live on."""
-        return "asimddp" in self.features.split()
-
 
 # QEMU's name → the core. Programs pick their kernels by the features: these must be no more than QEMU's core has, or
 # an illegal instruction ends them.

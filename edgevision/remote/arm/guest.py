@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from edgevision.bundle import Bundle
 from edgevision.devices.environment import environment
 from edgevision.errors import EdgeVisionError, EngineError
-from edgevision.files import sha256_file
 from edgevision.remote.arm.plugin import MARK_BEGIN, MARK_END
 from edgevision.remote.device_side import make_folder
 from edgevision.runtime import load
@@ -78,13 +77,14 @@ def _mark(process: int) -> None:
 def report(job: Mapping[str, Any]) -> dict[str, Any]:
     """A report as plain values; what was counted is ``provenance["cost_proxy"]``."""
     from edgevision_benchmarks.report import Report
+    from edgevision_benchmarks.rows import identified
 
     begun = datetime.now(timezone.utc)
     rows: list[Result] = []
     costs = []
     reference = job["reference"] or _reference(job["bundles"])
     for number, path in enumerate(job["bundles"]):
-        row = _row(path)
+        row = identified(path, Bundle.open(path), 1)
         try:
             _tell(f"counting {row.model} {row.target} {row.precision}, {number + 1} of {len(job['bundles'])}")
             counts = count(path)
@@ -158,38 +158,14 @@ def _tell(what: str) -> None:
     print(what, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _row(path: str) -> Result:
-    from edgevision_benchmarks.probes import size_bytes
-    from edgevision_benchmarks.result import Result
-
-    bundle = Bundle.open(path)
-    manifest = bundle.manifest
-    return Result(
-        bundle=path,
-        model=manifest.name,
-        target=manifest.target,
-        precision=manifest.precision,
-        threads=1,
-        size_bytes=size_bytes(path),
-        engine_bytes=bundle.engine_bytes,
-        stored_bytes=bundle.stored_engine_bytes,
-        compression=bundle.compression,
-        sha256=sha256_file(path) if Path(path).is_file() else None,
-        engine_sha256=bundle.digest,
-    )
-
-
 def _evaluated(row: Result, data: str, reference: str | None) -> Result:
     from edgevision_benchmarks.probes import run_worker
-    from edgevision_benchmarks.result import Result
+    from edgevision_benchmarks.rows import judged_fields
 
     job = {"kind": "accuracy", "bundle": row.bundle, "data": data, "split": None, "reference": reference,
            "limit": None, "batch_size": 1, "threads": 1}  # fmt: skip
     found = run_worker(job, timeout_s=_TIMEOUT_S)
-    # a report's fields as far as an evaluation has them: top-1 or mAP, agreement, how sure each is
-    names = {field.name for field in fields(Result)} - {"bundle", "reference", "engine_sha256"}
-    kept: dict[str, Any] = {key: value for key, value in found.items() if key in names}
-    return replace(row, **kept, accuracy_ci95=found.get("top1_ci95"), reference=reference)
+    return replace(row, **judged_fields(found), reference=reference)
 
 
 if __name__ == "__main__":
