@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
@@ -148,24 +149,63 @@ class Preprocess:
 
     def __call__(self, image: ImageLike) -> Float32Array:
         """Turn one picture into float32 ``[C, H, W]`` (``[H, W, C]`` for ``NHWC``)."""
-        return self.normalize(np.asarray(self.geometry(to_image(image))))
+        return np.asarray(self.batch([image])[0])
 
     def batch(self, images: Sequence[ImageLike]) -> Float32Array:
         """Turn pictures into float32 ``[B, C, H, W]`` (``[B, H, W, C]`` for ``NHWC``)."""
-        return np.stack([self(image) for image in images])
+        made = self.empty(len(images))
+        for place, image in zip(made, images, strict=True):
+            self.fill(to_image(image), place)
+        return made
+
+    def empty(self, count: int) -> Float32Array:
+        """A batch of so many pictures, to `fill`: float32, its values not yet set."""
+        planar = self.layout == "NCHW"
+        return np.empty((count, *((self.channels, *self.size) if planar else (*self.size, self.channels))), np.float32)
+
+    def fill(self, image: Image.Image, place: Float32Array) -> None:
+        """Write what `normalize` makes of `geometry` of an RGB image into its place in a batch.
+
+        Channel by channel, and without drawing the letterbox's border first: the values are the same, at half the cost.
+        """
+        if self.layout == "NHWC":
+            place[...] = self.normalize(np.asarray(self.geometry(image)))
+            return
+        drawn, left, top = self._drawn(image)
+        right, bottom = left + drawn.width, top + drawn.height
+        bands = drawn.split()
+        for channel, band in enumerate(reversed(bands) if self.color == "BGR" else bands):
+            plane = place[channel]
+            self._normalize_plane(np.asarray(band), channel, plane[top:bottom, left:right])
+            if drawn.size != self.size[::-1]:
+                border = np.empty((1, 1), np.float32)
+                self._normalize_plane(np.full((1, 1), self.pad_value, np.uint8), channel, border)
+                plane[:top] = plane[bottom:] = plane[top:bottom, :left] = plane[top:bottom, right:] = border
 
     def geometry(self, image: Image.Image) -> Image.Image:
         """Resize, crop or pad an RGB image to ``size``; the result has the mode the network wants."""
+        drawn, left, top = self._drawn(image)
+        if self.resize != "letterbox":
+            return drawn
+        fill = self.pad_value if drawn.mode == "L" else (self.pad_value,) * 3
+        canvas = Image.new(drawn.mode, self.size[::-1], fill)
+        canvas.paste(drawn, (left, top))
+        return canvas
+
+    def _drawn(self, image: Image.Image) -> tuple[Image.Image, int, int]:
+        """What of an RGB image the network sees, resized and in its mode, and the left and top where it lies."""
         if self.color == "GRAY":
             image = image.convert("L")
         height, width = self.size
         method = INTERPOLATIONS[self.interpolation]
         if self.resize == "shorter_side":
             assert self.resize_to is not None
-            return _center_crop(_resize_shorter(image, self.resize_to, method), height, width)
+            sides = _shorter_sides(*image.size, self.resize_to)
+            return _center_crop(_resized(image, sides, method), height, width), 0, 0
         if self.resize == "letterbox":
-            return _letterbox(image, height, width, method, self.pad_value)
-        return image if image.size == (width, height) else image.resize((width, height), method)
+            sides = _fitted_sides(*image.size, height, width)
+            return _resized(image, sides, method), *_border(*sides, height, width)
+        return _resized(image, (width, height), method), 0, 0
 
     def placement(self, width: int, height: int) -> Placement:
         """Where `geometry` puts a picture of ``width`` by ``height`` pixels."""
@@ -186,16 +226,26 @@ class Preprocess:
             pixels = pixels[:, :, None]
         if self.color == "BGR":
             pixels = pixels[:, :, ::-1]
-        # (x·scale − mean) / std as one multiply-add per value
-        gain = np.asarray([self.scale / s for s in self.std], np.float32)
-        shift = np.asarray([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32)
         if self.layout == "NHWC":
+            gain, shift = self._gain_and_shift
             return np.asarray(pixels * gain + shift, np.float32)
         out = np.empty((self.channels, *pixels.shape[:2]), np.float32)
         for channel in range(self.channels):
-            np.multiply(pixels[:, :, channel], gain[channel], out=out[channel])
-            out[channel] += shift[channel]
+            self._normalize_plane(pixels[:, :, channel], channel, out[channel])
         return out
+
+    def _normalize_plane(self, pixels: npt.NDArray[np.uint8], channel: int, out: Float32Array) -> None:
+        gain, shift = (values[channel] for values in self._gain_and_shift)
+        np.multiply(pixels, gain, out=out)
+        # x + 0 is x, but for a zero below 0
+        if shift or gain < 0:
+            out += shift
+
+    @cached_property
+    def _gain_and_shift(self) -> tuple[Float32Array, Float32Array]:
+        """``(x·scale − mean) / std`` as one multiply-add per value: two numbers for each channel."""
+        gain = np.asarray([self.scale / s for s in self.std], np.float32)
+        return gain, np.asarray([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32)
 
     def with_size(self, height: int, width: int) -> Preprocess:
         """The same preprocess at another input size; ``resize_to`` keeps its ratio to the crop."""
@@ -254,8 +304,7 @@ def _choice(what: str, value: str, valid: Sequence[str]) -> None:
         raise UsageError(unknown_name(what, str(value), list(valid)))
 
 
-def _resize_shorter(image: Image.Image, shorter: int, method: Image.Resampling) -> Image.Image:
-    sides = _shorter_sides(*image.size, shorter)
+def _resized(image: Image.Image, sides: tuple[int, int], method: Image.Resampling) -> Image.Image:
     return image if image.size == sides else image.resize(sides, method)
 
 
@@ -277,16 +326,6 @@ def _center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
 def _crop_corner(width: int, height: int, rows: int, columns: int) -> tuple[int, int]:
     """Left and top of the centre of ``rows`` by ``columns`` pixels."""
     return round((width - columns) / 2), round((height - rows) / 2)
-
-
-def _letterbox(image: Image.Image, height: int, width: int, method: Image.Resampling, pad_value: int) -> Image.Image:
-    fitted = _fitted_sides(image.width, image.height, height, width)
-    if image.size != fitted:
-        image = image.resize(fitted, method)
-    fill = pad_value if image.mode == "L" else (pad_value, pad_value, pad_value)
-    canvas = Image.new(image.mode, (width, height), fill)
-    canvas.paste(image, _border(*fitted, height, width))
-    return canvas
 
 
 def _fitted_sides(width: int, height: int, rows: int, columns: int) -> tuple[int, int]:

@@ -1,12 +1,13 @@
-"""ONNX Runtime takes the canonical graph as it is, and INT8 as Q/DQ."""
+"""ONNX Runtime takes the canonical graph but for the form of a Softmax, and INT8 as Q/DQ."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgevision.graph import replace_nodes
+from edgevision.graph import attributes, replace_nodes
 from edgevision_calibration.plan import QuantPlan
 from edgevision_converters.qdq import dequantized_names, quantize_dequantize
 from edgevision_converters.target import ConversionRequest, EngineFiles
@@ -17,15 +18,16 @@ if TYPE_CHECKING:
 
 def convert(request: ConversionRequest) -> EngineFiles:
     """One ONNX file, ``engine/model.onnx``."""
-    model = request.graph.to_bytes() if request.plan is None else quantized_model(request, request.plan)
+    model = request.graph.model if request.plan is None else quantized_model(request, request.plan)
+    model = flatten_softmax(model, request.graph.shapes)
+    content = bytes(request.with_nms(model).SerializeToString(deterministic=True))
     names = {} if request.plan is None else dequantized_names(request.plan)
-    return EngineFiles({"model": ("engine/model.onnx", model)}, tensor_names=names)
+    return EngineFiles({"model": ("engine/model.onnx", content)}, tensor_names=names)
 
 
-def quantized_model(request: ConversionRequest, plan: QuantPlan) -> bytes:
-    """The graph with the plan written in as Q/DQ, serialized."""
-    model = keep_pools_float(quantize_dequantize(request.graph, plan), plan)
-    return bytes(model.SerializeToString(deterministic=True))
+def quantized_model(request: ConversionRequest, plan: QuantPlan) -> ModelProto:
+    """The graph with the plan written in as Q/DQ."""
+    return keep_pools_float(quantize_dequantize(request.graph, plan), plan)
 
 
 def keep_pools_float(model: ModelProto, plan: QuantPlan) -> ModelProto:
@@ -50,6 +52,50 @@ def keep_pools_float(model: ModelProto, plan: QuantPlan) -> ModelProto:
             nodes.append(_clip_to_grid(model, plan, f"{output}_pooled", output))
     replace_nodes(model, nodes)
     return model
+
+
+def flatten_softmax(model: ModelProto, shapes: Mapping[str, tuple[int | None, ...]]) -> ModelProto:
+    """Make one axis of those behind a Softmax's own: the same values, in a fifth of the time.
+
+    ONNX Runtime exchanges the axis with the last one. Where others lie between them that is its slowest transposition:
+    5 of YOLOv8n's 71 ms went into the distributions of its boxes (seen in 1.31). Reshaping costs nothing.
+
+    Args:
+        model: as it is lowered; not changed.
+        shapes: of the graph's tensors; None for free dimensions.
+    """
+    from onnx import helper, numpy_helper
+
+    quantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    nodes, constants = [], []
+    for node in model.graph.node:
+        shape = shapes.get(node.output[0])
+        axis = attributes(node).get("axis", -1) % len(shape) if node.op_type == "Softmax" and shape else 0
+        behind = [] if shape is None else list(shape[axis + 1 :])
+        # a Softmax in integers reads its DequantizeLinear and nothing between
+        if node.op_type != "Softmax" or len(behind) < 2 or None in behind or node.input[0] in quantized:
+            nodes.append(node)
+            continue
+        source, output = node.input[0], node.output[0]
+        # 0 copies a dimension
+        for name, sides in (("flat_shape", [-1]), ("shape", behind)):
+            constants.append(
+                numpy_helper.from_array(np.asarray([0] * (axis + 1) + sides, np.int64), f"{output}_{name}")
+            )
+        softmax = helper.make_node("Softmax", [f"{output}_flat_input"], [f"{output}_flat"], node.name, axis=axis)
+        nodes += [
+            helper.make_node(
+                "Reshape", [source, f"{output}_flat_shape"], [f"{output}_flat_input"], f"{output}_Flatten"
+            ),
+            softmax,
+            helper.make_node("Reshape", [f"{output}_flat", f"{output}_shape"], [output], f"{output}_Unflatten"),
+        ]
+    if not constants:
+        return model
+    flattened: ModelProto = type(model).FromString(model.SerializeToString())
+    replace_nodes(flattened, nodes)
+    flattened.graph.initializer.extend(constants)
+    return flattened
 
 
 def _clip_to_grid(model: ModelProto, plan: QuantPlan, source: str, output: str) -> NodeProto:

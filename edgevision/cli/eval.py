@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from edgevision.cli.decoder import add_decoder, open_decoder
 from edgevision.cli.output import print_json, print_table
 
 
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", metavar="DIR", help="where the pictures of a COCO file lie, if not in images/ or "
                         "JPEGImages/ beside it")  # fmt: skip
     parser.add_argument("--reference", metavar="BUNDLE", help="bundle to agree with, usually the FP32 one")
+    add_decoder(parser)
     parser.add_argument("--split", default="test", help="part of the data, where it is divided (default test; all)")
     parser.add_argument("--limit", type=int, help="evaluate so many pictures, evenly spaced")
     parser.add_argument("--batch-size", type=int, default=1, help="pictures in one call (default 1)")
@@ -25,9 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print accuracy (of a detector: COCO's mAP), and agreement with the reference."""
+    from edgevision.bundle import Bundle
     from edgevision.data.datasets import complaints
     from edgevision_benchmarks.accuracy import evaluate_bundle, open_data
 
+    bundle = Bundle.open(options.bundle)
+    if bundle.manifest.postprocess is not None and (fixed := bundle.manifest.postprocess.fixed) is not None:
+        told = f"the graph itself suppresses: mAP counts only boxes above {fixed.confidence:g}, at IoU {fixed.iou:g}"
+        print(f"edgevision eval: {told}", file=sys.stderr)
     split = None if options.split == "all" else options.split
     dataset = open_data(options.data, split, images=options.images)
     for line in complaints(dataset):
@@ -39,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         limit=options.limit,
         threads=options.threads,
+        decoder=open_decoder(options.decoder),
     ).to_dict()
     if options.json:
         print_json(found)

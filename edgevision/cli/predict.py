@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from edgevision.cli.decoder import add_decoder, open_decoder
 from edgevision.cli.output import names, print_table
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--iou", type=float, help="overlap from which the worse of two boxes goes (default the bundle's)"
     )
     parser.add_argument("--classes", type=names, metavar="A,B", help="boxes of these classes alone: names or numbers")
+    add_decoder(parser)
     parser.add_argument("--stream", action="store_true",
                         help="overlap decoding, inference and the rest, and tell throughput and latency")  # fmt: skip
     parser.add_argument("--threads", type=int, default=1, help="threads of one inference (default 1)")
@@ -46,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--top must be 1 or more; got {options.top}")
     bundle = Bundle.open(options.bundle)
     labels = _check(bundle, options)
-    with load(bundle, threads=options.threads) as session:
+    with load(bundle, threads=options.threads, decoder=open_decoder(options.decoder)) as session:
         _set_thresholds(session, options)
         printer = _Printer(session, options, labels)
         try:
@@ -66,7 +68,10 @@ def _check(bundle: Bundle, options: argparse.Namespace) -> frozenset[int] | None
     from edgevision.registry import unknown_name
 
     manifest = bundle.manifest
-    given = {"-o": options.out, "--confidence": options.confidence, "--iou": options.iou, "--classes": options.classes}
+    given = {
+        "-o": options.out, "--confidence": options.confidence, "--iou": options.iou, "--classes": options.classes,
+        "--decoder": options.decoder,
+    }  # fmt: skip
     if manifest.task != "detection":
         if used := [name for name, value in given.items() if value is not None]:
             raise UsageError(f"{used[0]} is for detectors; {manifest.name} does {manifest.task}")

@@ -130,12 +130,12 @@ class Session:
             DataError: a picture cannot be read.
         """
         preprocess = self.bundle.manifest.preprocess
-        tensors, placements = [], []
-        for image in images:
+        batch, placements = preprocess.empty(len(images)), []
+        for place, image in zip(batch, images, strict=True):
             picture = to_image(image)
             placements.append(preprocess.placement(*picture.size))
-            tensors.append(preprocess(picture))
-        return np.stack(tensors), placements
+            preprocess.fill(picture, place)
+        return batch, placements
 
     def stream(self, frames: Iterable[ImageLike | Frame], **options: Any) -> Stream:
         """Results of pictures one after the other, as `predict` gives them, their stages running side by side.

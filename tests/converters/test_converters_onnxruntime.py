@@ -11,7 +11,7 @@ from edgevision_calibration.observe import observe, open_session
 from edgevision_calibration.planning import make_plan
 from edgevision_calibration.scheme import scheme_for
 from edgevision_converters.canonical import canonicalize
-from edgevision_converters.onnxruntime import convert, keep_pools_float
+from edgevision_converters.onnxruntime import convert, flatten_softmax, keep_pools_float
 from edgevision_converters.qdq import quantize_dequantize
 from edgevision_converters.target import ConversionRequest
 from tests.conformance.nets import picture, tiny_net
@@ -108,3 +108,66 @@ def test_a_pooling_behind_a_float_layer_stays_in_float():
         for model in (plain, kept)
     ]
     np.testing.assert_array_equal(*answers)
+
+
+def distributions(axis: int, *shape: int):
+    """A network that ends with a Softmax over one axis of ``[N, *shape]``, as DFL has it, or with one over the last."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["images", "weight"], ["sides"], "sides_conv"),
+        helper.make_node("Reshape", ["sides", "shape"], ["logits"], "reshape"),
+        helper.make_node("Softmax", ["logits"], ["shares"], "softmax", axis=axis),
+    ]
+    proto = helper.make_graph(
+        nodes,
+        "distributions",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info("shares", TensorProto.FLOAT, ["N", *shape])],
+        [
+            numpy_helper.from_array(rng.normal(0, 3, (32, 3, 1, 1)).astype(np.float32), "weight"),
+            numpy_helper.from_array(np.asarray([-1, *shape], np.int64), "shape"),
+        ],
+    )
+    return canonicalize(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
+
+
+@pytest.mark.parametrize(
+    ("axis", "shape", "flat"),
+    [
+        (1, (8, 4, 64), [0, 0, -1]),
+        (-3, (8, 4, 64), [0, 0, -1]),
+        (2, (4, 8, 8, 8), [0, 0, 0, -1]),
+        (2, (4, 8, 64), None),
+        (-1, (8, 4, 64), None),
+        (1, (32, 64), None),
+    ],
+)
+def test_a_softmax_over_an_axis_in_the_middle_is_flattened_and_gives_the_same_bits(axis, shape, flat, tmp_path):
+    graph = distributions(axis, *shape)
+    before = graph.to_bytes()
+    made = convert(ConversionRequest(graph, "fp32", None, tmp_path)).files["model"][1]
+    assert graph.to_bytes() == before
+    model = onnx.load_from_string(made)
+    onnx.checker.check_model(model, full_check=True)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    values = {tensor.name: numpy_helper.to_array(tensor).tolist() for tensor in model.graph.initializer}
+    (softmax,) = (node for node in model.graph.node if node.op_type == "Softmax")
+    read = makers[softmax.input[0]]
+    assert (values[read.input[1]] if read.name.endswith("_Flatten") else None) == flat
+    images = np.random.default_rng(1).normal(0, 1, (3, 3, 8, 8)).astype(np.float32)
+    expected, found = (
+        open_session(content, threads=1, optimize=True).run(None, {"images": images})[0] for content in (before, made)
+    )
+    assert expected.shape == (3, *shape)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_softmax_in_integers_and_one_of_open_size_stay(tmp_path):
+    graph = distributions(1, 8, 4, 64)
+    assert flatten_softmax(graph.model, {"shares": (None, 8, None, 64)}) is graph.model
+    between = onnx.ModelProto()
+    between.CopyFrom(graph.model)
+    (softmax,) = (node for node in between.graph.node if node.op_type == "Softmax")
+    maker = next(node for node in between.graph.node if softmax.input[0] in node.output)
+    maker.op_type = "DequantizeLinear"
+    assert flatten_softmax(between, graph.shapes) is between
