@@ -101,6 +101,7 @@ def make_bundle(
     reference: bool = False,
     thresholds: dict[str, Thresholds] | None = None,
     classes: tuple[str, ...] = CLASSES,
+    decoder: str = "yolov8",
     postprocess: dict[str, Any] | None = None,
     batch: int | None = None,
     **behaviour: Any,
@@ -131,7 +132,7 @@ def make_bundle(
         engine_files={"behaviour": "engine/behaviour.json"},
         classes=classes,
         thresholds=thresholds or {},
-        postprocess=Postprocess("yolov8", **(postprocess or {})),
+        postprocess=Postprocess(decoder, **(postprocess or {})),
     )
     return Bundle(manifest, files).save(path)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgevision.errors import UsageError
+from edgevision.images import to_image
 from edgevision.pipeline.preprocessing import load_preprocess, read_toml
 from edgevision.preprocess import COLOR_ORDERS, INTERPOLATIONS, PRESETS, RESIZE_RULES, Preprocess
 
@@ -69,6 +70,18 @@ def test_a_batch_is_its_pictures(preprocess, images):
     assert together.shape[0] == len(images)
     for row, picture in zip(together, images, strict=True):
         np.testing.assert_array_equal(row, preprocess(picture))
+
+
+@settings(max_examples=60, deadline=None)
+@given(preprocess=preprocesses(), picture=pictures())
+def test_a_picture_written_into_a_batch_is_its_normalized_geometry(preprocess, picture):
+    image = to_image(picture)
+    batch = preprocess.empty(2)
+    batch[...] = np.nan
+    preprocess.fill(image, batch[1])
+    expected = preprocess.normalize(np.asarray(preprocess.geometry(image)))
+    assert batch[1].tobytes() == expected.tobytes()
+    assert np.isnan(batch[0]).all()
 
 
 @settings(max_examples=60, deadline=None)

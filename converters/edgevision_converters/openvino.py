@@ -17,7 +17,7 @@ from edgevision_converters.qdq import dequantized_names, quantize_dequantize
 from edgevision_converters.target import ConversionRequest, EngineFiles
 
 if TYPE_CHECKING:
-    from onnx import NodeProto
+    from onnx import ModelProto, NodeProto
 
 
 def convert(request: ConversionRequest) -> EngineFiles:
@@ -28,8 +28,8 @@ def convert(request: ConversionRequest) -> EngineFiles:
     """
     require("openvino", purpose="convert to OpenVINO")
     source = request.workdir / "source.onnx"
-    model = request.graph.to_bytes() if request.plan is None else _quantized_model(request.graph, request.plan)
-    source.write_bytes(model)
+    model = request.graph.model if request.plan is None else _quantized_model(request.graph, request.plan)
+    source.write_bytes(request.with_nms(model).SerializeToString(deterministic=True))
     target = request.workdir / "model.xml"
     run_python(
         "edgevision_converters.openvino:save_ir",
@@ -45,7 +45,7 @@ def convert(request: ConversionRequest) -> EngineFiles:
     return EngineFiles(files, tensor_names=names, versions={"openvino": version("openvino")})
 
 
-def _quantized_model(graph: Graph, plan: QuantPlan) -> bytes:
+def _quantized_model(graph: Graph, plan: QuantPlan) -> ModelProto:
     """The graph with the plan written in as Q/DQ, in a form that OpenVINO computes rightly."""
     from onnx import numpy_helper
 
@@ -61,7 +61,7 @@ def _quantized_model(graph: Graph, plan: QuantPlan) -> bytes:
         else:
             nodes.append(node)
     replace_nodes(model, nodes)
-    return bytes(model.SerializeToString(deterministic=True))
+    return model
 
 
 def _counts_padding(node: NodeProto) -> bool:

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from edgevision.detection.postprocess import Postprocess
 from edgevision.errors import UsageError
 from edgevision.graph import Graph
 from edgevision.registry import Registry
 from edgevision_calibration.plan import QuantPlan
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -38,6 +42,10 @@ CONVERTERS = Registry(
 )
 
 
+# whose engines decode and suppress a detector's boxes inside the graph
+NMS_IN_GRAPH = ("onnxruntime", "openvino", "tensorrt")
+
+
 @dataclass(frozen=True)
 class ConversionRequest:
     """What a converter is asked for.
@@ -48,6 +56,8 @@ class ConversionRequest:
         plan: for ``int8``.
         workdir: an existing folder for intermediate files, the converter's own.
         timeout_s: how long a native tool may take.
+        nms: what a detector's graph is to do with its outputs, so that detections come out of it, for targets of
+            `NMS_IN_GRAPH`; None leaves the outputs as they are.
     """
 
     graph: Graph
@@ -55,6 +65,20 @@ class ConversionRequest:
     plan: QuantPlan | None
     workdir: Path
     timeout_s: float = 600.0
+    nms: Postprocess | None = None
+
+    def with_nms(self, model: ModelProto, *, plugin: bool = False) -> ModelProto:
+        """The graph's model, in whatever form it is lowered, with `nms` behind it; as it is where there is none."""
+        if self.nms is None:
+            return model
+        # here: onnx is needed
+        from edgevision_converters.end2end import append_detections
+
+        _, _, height, width = self.graph.input_shape
+        assert height is not None
+        assert width is not None
+        shapes = {name: self.graph.shapes[name] for name in self.graph.output_names}
+        return append_detections(model, shapes, self.nms, (height, width), plugin=plugin)
 
 
 @dataclass(frozen=True)
@@ -103,4 +127,18 @@ def check_precision(target: str, precision: str) -> None:
         raise UsageError(
             f"{target} runs no {precision} of its own on a processor (it would convert back and forth): "
             f"use {', '.join(PRECISIONS_OF[target])}, or {precision} on {', '.join(having)}"
+        )
+
+
+def check_nms(target: str) -> None:
+    """Refuse suppression inside the graph for a target that has none.
+
+    Raises:
+        UsageError: says which have it.
+    """
+    if target not in NMS_IN_GRAPH:
+        why = "its detection layers are those of old networks" if target == "ncnn" else "nobody wrote that"
+        raise UsageError(
+            f"{target} does not suppress boxes inside the graph ({why}): leave it out of --targets, which may be "
+            f"{', '.join(NMS_IN_GRAPH)}, or convert for it without --nms graph"
         )

@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decoder", metavar="NAME[:KEY=VALUE,…]", help="for a detector: how its outputs become boxes: "
                         "yolov8, yolox, fastestdet, ultraface, nanodet, …, or package.module:function of yours, which "
                         "load() is given; keys: confidence, iou, and the decoder's own")  # fmt: skip
+    parser.add_argument("--nms", default="device", metavar="WHERE", help="where boxes are decoded and suppressed: "
+                        "device, where thresholds stay open (default), or graph: the engine gives detections, by the "
+                        "decoder's thresholds (onnxruntime, openvino, tensorrt)")  # fmt: skip
     parser.add_argument("--ranges", default="mse", metavar="M", help="range method: mse, minmax, percentile, entropy, "
                         "moving_average; auto: for each tensor the one measured best (default mse)")  # fmt: skip
     parser.add_argument("--max-drop", type=float, metavar="POINTS", help="leave as many layers in float as it takes to "
@@ -72,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
             time_budget_s=options.time_budget,
             compress=options.compress,
             decoder=options.decoder,
+            nms=options.nms,
         ),
     )
     warnings = _warnings(bundles)

@@ -177,7 +177,7 @@ def boxes_of(
 
     if postprocess.function is None and is_function(postprocess.decoder):
         return None
-    low = replace(postprocess, confidence=min(_LOWEST, _SLACK * postprocess.confidence), multi_label=False)
+    low = postprocess.adjusted(confidence=min(_LOWEST, _SLACK * postprocess.confidence), multi_label=False)
     height, width = preprocess.size
     whole = replace(preprocess, resize="stretch", resize_to=None).placement(width, height)
     count = len(next(iter(outputs.values())))

@@ -12,6 +12,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgevision.detection.boxes import clip_boxes
 from edgevision.detection.candidates import Candidates
@@ -24,6 +25,8 @@ from edgevision.registry import check_keys, unknown_name
 
 # what a decoder raises whose options have another type or number than it wants
 _OPTIONS_ERRORS = (TypeError, ValueError, IndexError, KeyError, ArithmeticError, AttributeError)
+# what a graph that suppresses by itself settles; its confidence and number of detections are bounds
+_SETTLED = ("iou", "max_candidates", "class_agnostic", "multi_label")
 # of somebody's own decoder
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -69,6 +72,27 @@ class Postprocess:
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} must be true or false; got {getattr(self, name)!r}")
         object.__setattr__(self, "options", _plain(self.options))
+        if self.fixed is not None:
+            _refuse_other_suppression(self, self.fixed)
+
+    @cached_property
+    def fixed(self) -> Postprocess | None:
+        """What the graph itself does, decoding and suppression; None where both are done here, or nobody knows."""
+        if "graph" not in self.options or not self._suppressed:
+            return None
+        return Postprocess.from_dict(self.options["graph"])
+
+    def adjusted(self, **changes: Any) -> Postprocess:
+        """The same with other thresholds, as far as a graph that suppresses by itself leaves them open.
+
+        What such a graph has dropped is gone: no confidence is less than its own, and how it suppresses stays.
+        """
+        fixed = self.fixed
+        if fixed is None:
+            return replace(self, **changes)
+        confidence = max(changes.get("confidence", self.confidence), fixed.confidence)
+        most = min(changes.get("max_detections", self.max_detections), fixed.max_detections)
+        return replace(self, confidence=confidence, max_detections=most)
 
     def __call__(
         self,
@@ -119,19 +143,30 @@ class Postprocess:
         if not np.isfinite(found.boxes).all():
             raise EngineError(f"decoder {self.decoder} gave boxes that are NaN or infinite")
         best = found.best(self.max_candidates)
-        kept = non_maximum_suppression(
-            best.boxes,
-            best.scores,
-            best.labels,
-            iou=self.iou,
-            class_agnostic=self.class_agnostic,
-            max_detections=self.max_detections,
-        )
+        kept = self._kept(best)
         boxes = clip_boxes(placement.to_original(best.boxes[kept]), placement.width, placement.height)
         # what lies in the border of a letterbox, or on a line, is no part of the picture
         inside = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).nonzero()[0]
         kept = kept[inside]
         return Detections(boxes[inside], best.scores[kept], best.labels[kept], classes)
+
+    def _kept(self, found: Candidates) -> npt.NDArray[np.intp]:
+        """Which are shown, best first."""
+        if self._suppressed:
+            return np.argsort(-found.scores, kind="stable")[: self.max_detections]
+        return non_maximum_suppression(
+            found.boxes,
+            found.scores,
+            found.labels,
+            iou=self.iou,
+            class_agnostic=self.class_agnostic,
+            max_detections=self.max_detections,
+        )
+
+    @cached_property
+    def _suppressed(self) -> bool:
+        """Whether what the decoder reads has been suppressed."""
+        return self.function is None and self.decoder in DECODERS and family_of(self.decoder).suppressed
 
     @cached_property
     def _decode(self) -> tuple[Decoder, dict[str, Any]]:
@@ -150,7 +185,7 @@ class Postprocess:
             raise UsageError(
                 f"these outputs are decoded by {self.decoder}, a function of somebody's own, and edgevision imports "
                 f"nothing that a bundle names. Pass it: from {module} import {name}; "
-                f"edgevision.load(bundle, decoder={name})"
+                f"edgevision.load(bundle, decoder={name}); edgevision predict and eval take --decoder FILE.py:{name}"
             )
         raise UsageError(unknown_name("decoder", self.decoder, DECODERS.names()))
 
@@ -162,7 +197,16 @@ class Postprocess:
         return None if count is None else count(outputs, size, **_tuples(self.options))
 
     def with_function(self, function: Decoder) -> Postprocess:
-        """The same with somebody's own decoder."""
+        """The same with somebody's own decoder.
+
+        Raises:
+            UsageError: the graph decodes and suppresses by itself.
+        """
+        if self.fixed is not None:
+            raise UsageError(
+                "this bundle's graph decodes and suppresses by itself, which leaves a decoder of yours nothing to "
+                "read: leave it out, or convert again with --nms device"
+            )
         return replace(self, function=function)
 
     def to_dict(self) -> dict[str, Any]:
@@ -243,6 +287,20 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _refuse_other_suppression(asked: Postprocess, fixed: Postprocess) -> None:
+    """Refuse thresholds that a graph which suppresses by itself cannot have."""
+    wrong = [name for name in _SETTLED if getattr(asked, name) != getattr(fixed, name)]
+    wrong += ["confidence"] if asked.confidence < fixed.confidence else []
+    wrong += ["max_detections"] if asked.max_detections > fixed.max_detections else []
+    if wrong:
+        name = wrong[0]
+        bound = {"confidence": " or more", "max_detections": " or fewer"}.get(name, " alone")
+        raise UsageError(
+            f"this bundle's graph suppresses by itself, with {name} {getattr(fixed, name)}{bound}; got "
+            f"{getattr(asked, name)}. Convert again with that {name}, or with --nms device, where it stays open"
+        )
 
 
 def _share(name: str, value: Any) -> float:

@@ -27,6 +27,14 @@ from edgevision.pipeline.compress import (
     shared_net,
 )
 from edgevision.pipeline.detector import as_detector, detector_classes
+from edgevision.pipeline.end2end import (
+    NMS,
+    check_nms_in_graph,
+    end2end,
+    end2end_thresholds,
+    golden_detections,
+    name_of_nms,
+)
 from edgevision.pipeline.golden import (
     COUNT,
     box_thresholds,
@@ -84,6 +92,8 @@ class ConvertOptions:
             (1..8); None stores engine files as they are.
         decoder: for other people's detectors, how outputs become boxes: a `Postprocess`, or ``NAME[:key=value,…]``,
             see `edgevision.detection.postprocess.parse_postprocess`. Ours bring their own.
+        nms: where a detector's outputs are decoded and suppressed: on the ``device``, where thresholds stay open, or
+            in the ``graph``, by the decoder's thresholds, so that the engine gives detections.
     """
 
     calibration_images: int = CALIBRATION_IMAGES
@@ -96,6 +106,7 @@ class ConvertOptions:
     method: str = "default"
     compress: str | int | None = None
     decoder: str | Postprocess | None = None
+    nms: str = "device"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "compress", parse_compress(self.compress))
@@ -111,6 +122,8 @@ class ConvertOptions:
             raise UsageError(f"the time budget must be above 0 seconds; got {self.time_budget_s}")
         if self.method not in CONVERT_METHODS:
             raise UsageError(unknown_name("method", self.method, CONVERT_METHODS))
+        if self.nms not in NMS:
+            raise UsageError(unknown_name("place of the suppression", self.nms, NMS))
 
 
 def convert(
@@ -139,7 +152,7 @@ def convert(
         precision: ``fp32``, ``fp16``, ``int8``, or several of them.
         data: pictures to calibrate with (needed for ``int8``) and to take golden inputs from.
         out: folder of the bundles, each ``NAME-TARGET-PRECISION.evb``; compressed ones have ``-6bit`` or
-            ``-lossless`` behind the precision.
+            ``-lossless`` behind the precision, and those that suppress in the graph ``-nms`` behind the name.
         preprocess: a preset's name, a TOML file or a `Preprocess`; needed where the source does not say.
         weights: weight file, for a zoo name.
         input_size: height and width, for sources that leave them open.
@@ -233,9 +246,11 @@ def open_job(
         )
     assert not isinstance(options.decoder, str)
     opened, postprocess = as_detector(opened, options.decoder)
+    if options.nms == "graph":
+        check_nms_in_graph(targets, postprocess)
     job = Job(
         opened,
-        name or opened.name,
+        (name or opened.name) + name_of_nms(options.nms),
         fit_preprocess(preprocess, opened.preprocess, opened.graph),
         dataset,
         () if postprocess is not None else _classes(opened, classes, dataset),
@@ -300,7 +315,8 @@ class Job(Planner):
             return finished
         net = shared_net(graph, plan, self._table(precision), self.options.compress)
         self.workspace.keep_graph(net.graph)
-        bundle = self._make(target, precision, net, recipe)
+        nms = self.postprocess if self.options.nms == "graph" else None
+        bundle = self._make(target, precision, net, recipe, nms)
         if self.options.compress is not None:
             bundle = packed(bundle, net)
         bundle.save(path)
@@ -317,11 +333,11 @@ class Job(Planner):
             return self.trained.table if precision == "int8" else None
         return None if self.samples is None or shared_bits(self.options.compress) is None else self.calibration()[1]
 
-    def _make(self, target: str, precision: str, net: SharedNet, recipe: str) -> Bundle:
+    def _make(self, target: str, precision: str, net: SharedNet, recipe: str, nms: Postprocess | None = None) -> Bundle:
         from edgevision_converters.qdq import quantize_dequantize
 
         graph, plan = net.graph, net.plan
-        made = self._engine_files(target, precision, graph, plan)
+        made = self._engine_files(target, precision, graph, plan, nms)
         feed = self._feed()
         groups = {"pixels": {graph.input_name: self.pixels}, "outputs": self._outputs()}
         thresholds = {"fp32": float_thresholds(precision)}
@@ -335,8 +351,12 @@ class Job(Planner):
             groups["reference"] = run_graph(graph.to_bytes(), feed, exact=False)
             kept = quantized_thresholds(self._outputs(), groups["reference"])
             thresholds = {"fp32": kept["fp32"], "reference": float_thresholds(precision)}
-        if self.postprocess is not None:
-            thresholds = box_thresholds(thresholds, self.postprocess, self.preprocess, groups, precision)
+        postprocess = self.postprocess
+        if nms is not None:
+            postprocess, thresholds = end2end(nms), end2end_thresholds(list(thresholds))
+            groups = golden_detections(groups, nms, self.preprocess.size)
+        if postprocess is not None:
+            thresholds = box_thresholds(thresholds, postprocess, self.preprocess, groups, precision)
         files[GOLDEN] = golden_bytes(groups, compress=self.options.compress is None)
         manifest = Manifest(
             name=self.name,
@@ -344,7 +364,7 @@ class Job(Planner):
             target=target,
             precision=precision,
             inputs=(TensorSpec(graph.input_name, "float32", graph.input_shape),),
-            outputs=self._output_specs(),
+            outputs=self._specs(groups["outputs"]),
             preprocess=self.preprocess,
             classes=self.classes,
             engine_files={role: path for role, (path, _) in made.files.items()},
@@ -360,16 +380,18 @@ class Job(Planner):
                 "versions": {**_versions(target), **made.versions},
                 **compression_provenance(net, self.options.compress),
             },
-            postprocess=self.postprocess,
+            postprocess=postprocess,
         )
         return Bundle(manifest, files)
 
-    def _engine_files(self, target: str, precision: str, graph: Graph, plan: QuantPlan | None) -> EngineFiles:
+    def _engine_files(
+        self, target: str, precision: str, graph: Graph, plan: QuantPlan | None, nms: Postprocess | None
+    ) -> EngineFiles:
         from edgevision_converters.target import CONVERTERS, ConversionRequest
 
         try:
             with tempfile.TemporaryDirectory(prefix="edgevision-") as workdir:
-                request = ConversionRequest(graph, precision, plan, Path(workdir), self.options.timeout_s)
+                request = ConversionRequest(graph, precision, plan, Path(workdir), self.options.timeout_s, nms)
                 made: EngineFiles = CONVERTERS.resolve(target)(request)
                 return made
         except OSError as error:
@@ -412,10 +434,10 @@ class Job(Planner):
             self._golden_outputs = run_graph(self.source.graph.to_bytes(), self._feed(), exact=False)
         return self._golden_outputs
 
-    def _output_specs(self) -> tuple[TensorSpec, ...]:
+    def _specs(self, outputs: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
         return tuple(
             TensorSpec(name, str(value.dtype), (self.source.graph.input_shape[0], *value.shape[1:]))
-            for name, value in self._outputs().items()
+            for name, value in outputs.items()
         )
 
     def _recipe(self, target: str, precision: str, graph: Graph, plan: QuantPlan | None) -> str:
@@ -433,6 +455,7 @@ class Job(Planner):
             _versions(target),
             *([] if self.options.compress is None else [self.options.compress]),
             *([] if self.postprocess is None else [self.postprocess.to_dict()]),
+            *([] if self.options.nms == "device" else [self.options.nms]),
         )
 
 

@@ -30,7 +30,7 @@ from edgevision.progress import Progress
 from edgevision.runtime import cuda
 from edgevision.runtime.backend import EngineOptions
 from edgevision.runtime.cache import CompiledCache
-from edgevision.runtime.tensorrt_build import BuildOptions, build_plan, create, make_log
+from edgevision.runtime.tensorrt_build import BuildOptions, build_plan, create, load_plugins, make_log
 
 OLDEST = (8, 5)
 
@@ -116,6 +116,8 @@ class TensorRTEngine:
         self._events: list[int] = []
         self._inputs: list[_Tensor] = []
         self._outputs: list[_Tensor] = []
+        if self._build.plugins:
+            load_plugins(trt, self._log)
         self._runtime: Any = create(self._log, "start its runtime", lambda: trt.Runtime(self._log))
         self._engine: Any = None
         self._context: Any = None

@@ -25,6 +25,7 @@ class BuildOptions:
         opt_batch: the batch that kernels are chosen for.
         max_batch: greatest batch of one launch.
         sparse: whether the builder may choose kernels that skip 2:4 zeros.
+        plugins: whether the model holds ops of NVIDIA's plugin library.
     """
 
     fp16: bool
@@ -33,6 +34,7 @@ class BuildOptions:
     opt_batch: int
     max_batch: int
     sparse: bool = False
+    plugins: bool = False
 
     @classmethod
     def from_manifest(cls, values: Mapping[str, Any]) -> BuildOptions:
@@ -44,16 +46,16 @@ class BuildOptions:
         try:
             batch = values["batch"]
             sizes = [batch["min"], batch["opt"], batch["max"]]
-            flags = [values["fp16"], values["int8"], values.get("sparse", False)]
+            flags = [values["fp16"], values["int8"], *(values.get(name, False) for name in ("sparse", "plugins"))]
         except (KeyError, TypeError) as error:
             raise BundleError(f"engine_options of manifest.json lack {error}; make the bundle again") from error
         if not all(type(flag) is bool for flag in flags) or not all(type(size) is int for size in sizes):
             raise BundleError(f"engine_options of manifest.json are damaged: {dict(values)}; make the bundle again")
         if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
             raise BundleError(f"engine_options of manifest.json want 1 <= min <= opt <= max batch; got {sizes}")
-        fp16, int8, sparse = flags
+        fp16, int8, sparse, plugins = flags
         least, usual, most = sizes
-        return cls(fp16, int8, least, usual, most, sparse)
+        return cls(fp16, int8, least, usual, most, sparse, plugins)
 
 
 def make_log(trt: Any) -> Any:
@@ -75,6 +77,19 @@ def make_log(trt: Any) -> Any:
             return text
 
     return Log()
+
+
+def load_plugins(trt: Any, log: Any) -> None:
+    """Make NVIDIA's plugin library known to the parser, and to engines that hold its ops.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    if not hasattr(trt, "init_libnvinfer_plugins") or not trt.init_libnvinfer_plugins(log, ""):
+        raise EngineError(
+            f"TensorRT {trt.__version__} is here without NVIDIA's plugin library (libnvinfer_plugin), whose "
+            f"EfficientNMS this bundle needs: install it, or convert without --nms graph; {log.last()}"
+        )
 
 
 def build_plan(

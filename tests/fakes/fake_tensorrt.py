@@ -32,6 +32,8 @@ class Faults:
     context: str = ""
     refuse_batch: int = 0
     execute: str = ""
+    plugins: bool = True
+    plugins_known: bool = False
     builds: int = 0
     deserialized: int = 0
     timings_seen: list[bytes] = field(default_factory=list)
@@ -39,6 +41,9 @@ class Faults:
     flags: set[str] = field(default_factory=set)
     network_flags: set[str] = field(default_factory=set)
     cleared: set[str] = field(default_factory=set)
+
+
+PLUGIN = "EfficientNMS_TRT"
 
 
 class DataType(enum.IntEnum):
@@ -114,6 +119,15 @@ def make_tensorrt(version: str, cuda: FakeCuda, faults: Faults | None = None) ->
     }
     for name, value in names.items():
         setattr(module, name, value)
+
+    def init_libnvinfer_plugins(log: Any, namespace: str) -> bool:
+        assert namespace == ""
+        faults.plugins_known = faults.plugins
+        if not faults.plugins:
+            log.log(ILogger.Severity.ERROR, "Plugin library could not be loaded")
+        return faults.plugins
+
+    module.init_libnvinfer_plugins = init_libnvinfer_plugins  # type: ignore[attr-defined]
     module.Builder = lambda log: Builder(module, log)  # type: ignore[attr-defined]
     module.OnnxParser = Parser  # type: ignore[attr-defined]
     module.Runtime = lambda log: Runtime(module, log)  # type: ignore[attr-defined]
@@ -277,6 +291,8 @@ class Parser:
             self.log.log(ILogger.Severity.ERROR, "ModelImporter.cpp: failed to parse the ONNX model")
             return False
         for index, node in enumerate(model.graph.node):
+            if node.op_type == PLUGIN and not self.network.trt.faults.plugins_known:
+                self.errors.append(ParserError("Assertion failed: creator && Plugin not found", index))
             if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
                 continue
             zero_point = constants[node.input[2]]
@@ -339,6 +355,36 @@ class Engine:
         return Context(self)
 
 
+def efficient_nms(boxes: np.ndarray, scores: np.ndarray, settings: dict[str, Any]) -> list[np.ndarray]:
+    """The plugin as its documentation has it, box by box: corners, scores as they are, classes apart or together."""
+    assert (settings["box_coding"], settings["score_activation"], settings["background_class"]) == (0, 0, -1)
+    batch, most = len(boxes), settings["max_output_boxes"]
+    count = np.zeros((batch, 1), np.int32)
+    # what is not written is not 0 on a GPU
+    kept_boxes = np.full((batch, most, 4), 7.0, np.float32)
+    kept_scores, kept_classes = np.full((batch, most), 0.9, np.float32), np.full((batch, most), 5, np.int32)
+    for picture in range(batch):
+        above = np.argwhere(scores[picture] > settings["score_threshold"]).tolist()
+        pairs = [(float(scores[picture, at, label]), -at, label) for at, label in above]
+        kept: list[tuple[np.ndarray, int]] = []
+        for score, at, label in sorted(pairs, reverse=True):
+            box = boxes[picture, -at]
+            rivals = [other for other, its in kept if settings["class_agnostic"] or its == label]
+            if len(kept) < most and all(_overlap(box, other) <= settings["iou_threshold"] for other in rivals):
+                row = len(kept)
+                kept_boxes[picture, row], kept_scores[picture, row], kept_classes[picture, row] = box, score, label
+                kept.append((box, label))
+        count[picture] = len(kept)
+    return [count, kept_boxes, kept_scores, kept_classes]
+
+
+def _overlap(first: np.ndarray, second: np.ndarray) -> float:
+    width, height = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
+    shared = float(max(width, 0) * max(height, 0))
+    union = sum(float((box[2] - box[0]) * (box[3] - box[1])) for box in (first, second)) - shared
+    return shared / union if union else 0.0
+
+
 class Context:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -346,9 +392,16 @@ class Context:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
-        self.session = ort.InferenceSession(
-            engine.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        model = onnx.ModelProto()
+        model.CopyFrom(engine.model)
+        self.plugin = next((node for node in model.graph.node if node.op_type == PLUGIN), None)
+        if self.plugin is not None:
+            # what goes into the plugin comes out of the rest, which ONNX Runtime knows
+            del model.graph.node[-1:], model.graph.output[:]
+            model.graph.output.extend(
+                onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self.plugin.input
+            )
+        self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
 
@@ -380,7 +433,12 @@ class Context:
             return False
         feed = {name: self._view(name, shape).copy() for name, shape in self.shapes.items()}
         names = [name for name in self.engine.values if name not in self.engine.inputs]
-        for name, array in zip(names, self.session.run(names, feed), strict=True):
+        if self.plugin is None:
+            results = self.session.run(names, feed)
+        else:
+            settings = {its.name: onnx.helper.get_attribute_value(its) for its in self.plugin.attribute}
+            results = efficient_nms(*self.session.run(list(self.plugin.input), feed), settings)
+        for name, array in zip(names, results, strict=True):
             self._view(name, array.shape)[...] = array
         return True
 

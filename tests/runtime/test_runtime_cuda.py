@@ -10,34 +10,20 @@ import pytest
 
 from edgevision.errors import EngineError
 from edgevision.runtime import cuda
-from tests.fakes.cuda_library import MEMORY, FakeCuda
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return FakeCuda(tmp_path_factory.mktemp("cuda"))
+from tests.fakes.cuda_library import MEMORY
 
 
 @pytest.fixture
-def fake(library, monkeypatch):
-    library.reset()
-    monkeypatch.setattr(cuda, "LIBRARY", str(library.path))
-    cuda._load.cache_clear()
-    yield library
-    cuda._load.cache_clear()
-
-
-@pytest.fixture
-def device(fake):
+def device(fake_cuda):
     device = cuda.Device()
     yield device
     device.close()
 
 
-def test_device_info_tells_name_capability_memory_and_driver(fake):
+def test_device_info_tells_name_capability_memory_and_driver(fake_cuda):
     info = cuda.device_info()
     assert info == cuda.DeviceInfo("Imaginary Orin", "8.7", "000102030405060708090a0b0c0d0e0f", MEMORY, "12.6")
-    assert fake.alive == 0
+    assert fake_cuda.alive == 0
 
 
 def test_no_driver_is_one_line_that_says_where_engines_are_compiled(monkeypatch):
@@ -55,7 +41,7 @@ def test_the_library_that_is_looked_for_is_the_drivers():
     assert wanted == cuda.LIBRARY
 
 
-def test_a_library_without_the_calls_is_named_too_old(tmp_path, monkeypatch, library):
+def test_a_library_without_the_calls_is_named_too_old(tmp_path, monkeypatch, fake_cuda):
     source, built = tmp_path / "old.c", tmp_path / "libold.so"
     source.write_text("int cuInit(unsigned flags) { return (int)flags; }\n")
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(built), str(source)], check=True)
@@ -64,29 +50,29 @@ def test_a_library_without_the_calls_is_named_too_old(tmp_path, monkeypatch, lib
         cuda.device_info()
 
 
-def test_a_driver_without_gpus_says_what_to_check(fake):
-    fake.reset(devices=0)
+def test_a_driver_without_gpus_says_what_to_check(fake_cuda):
+    fake_cuda.reset(devices=0)
     with pytest.raises(EngineError, match=r"sees no GPU.*CUDA_VISIBLE_DEVICES"):
         cuda.Device()
     cuda._load.cache_clear()
-    fake.reset(init_code=100)
+    fake_cuda.reset(init_code=100)
     with pytest.raises(EngineError, match=r"sees no GPU: CUDA_ERROR_NO_DEVICE \(100\).*CUDA_VISIBLE_DEVICES"):
         cuda.Device()
 
 
-def test_a_gpu_that_is_not_there_is_counted(fake):
+def test_a_gpu_that_is_not_there_is_counted(fake_cuda):
     with pytest.raises(EngineError, match="there is no GPU 1; the driver counts 1"):
         cuda.device_info(1)
 
 
-def test_an_error_the_driver_has_no_name_for_keeps_its_number(fake):
-    fake.reset(init_code=999)
+def test_an_error_the_driver_has_no_name_for_keeps_its_number(fake_cuda):
+    fake_cuda.reset(init_code=999)
     with pytest.raises(EngineError, match=r"starting the driver: CUDA error \(999\): unknown error"):
         cuda.device_info()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, np.int8, np.bool_])
-def test_arrays_come_back_from_the_gpu_as_they_went(device, fake, dtype):
+def test_arrays_come_back_from_the_gpu_as_they_went(device, fake_cuda, dtype):
     array = (np.random.default_rng(0).normal(0, 50, (2, 3, 5)) > 0).astype(dtype)
     back = np.zeros_like(array)
     with device.active():
@@ -95,10 +81,10 @@ def test_arrays_come_back_from_the_gpu_as_they_went(device, fake, dtype):
         device.copy_out(back.ctypes.data, address, array.nbytes, stream)
         device.synchronize(stream)
         np.testing.assert_array_equal(back, array)
-        assert fake.alive == 3  # context, stream, memory
+        assert fake_cuda.alive == 3  # context, stream, memory
         device.free(address)
         device.destroy_stream(stream)
-    assert fake.alive == 1
+    assert fake_cuda.alive == 1
 
 
 def test_events_time_the_stream(device):
@@ -132,10 +118,10 @@ def test_a_copy_beyond_the_end_is_an_error(device):
         device.destroy_stream(stream)
 
 
-def test_a_failure_while_running_keeps_cudas_words(device, fake):
+def test_a_failure_while_running_keeps_cudas_words(device, fake_cuda):
     with device.active():
         stream = device.create_stream()
-        fake.fail("cuStreamSynchronize", 700)
+        fake_cuda.fail("cuStreamSynchronize", 700)
         with pytest.raises(EngineError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS \(700\): an illegal memory access"):
             device.synchronize(stream)
         device.destroy_stream(stream)
@@ -162,11 +148,11 @@ def test_memory_wants_the_context_and_every_thread_gets_its_own(device):
     assert not errors
 
 
-def test_a_closed_device_says_so_and_closes_twice(fake):
+def test_a_closed_device_says_so_and_closes_twice(fake_cuda):
     device = cuda.Device()
     device.close()
     device.close()
-    assert fake.alive == 0
+    assert fake_cuda.alive == 0
     with pytest.raises(EngineError, match="closed"), device.active():
         pass
 

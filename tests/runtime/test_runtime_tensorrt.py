@@ -21,39 +21,9 @@ from edgevision.runtime import EngineOptions, Session, TensorSpec, cuda, load
 from edgevision.runtime import tensorrt as backend
 from edgevision.runtime.cache import CompiledCache
 from edgevision_converters.tensorrt import convert, engine_options
-from tests.fakes.cuda_library import FakeCuda
-from tests.fakes.fake_tensorrt import Faults, make_tensorrt
 from tests.fakes.models import CLASSES, SIZE, pictures, quantized_net, session, small_net
 
 VERSIONS = ["8.5.2.2", "8.6.2", "10.3.0", "11.4.0"]
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return FakeCuda(tmp_path_factory.mktemp("cuda"))
-
-
-@pytest.fixture
-def fake(library, monkeypatch, tmp_path):
-    library.reset()
-    monkeypatch.setattr(cuda, "LIBRARY", str(library.path))
-    monkeypatch.setenv("EDGEVISION_CACHE", str(tmp_path / "cache"))
-    cuda._load.cache_clear()
-    yield library
-    cuda._load.cache_clear()
-    assert library.alive == 0, "contexts, streams, events or memory were not given back"
-
-
-@pytest.fixture
-def install(fake, monkeypatch):
-    """Put a TensorRT of some version in place; returns its faults and counters."""
-
-    def installer(version: str = "10.3.0", **faults: object) -> Faults:
-        made = Faults(**faults)
-        monkeypatch.setitem(sys.modules, "tensorrt", make_tensorrt(version, fake, made))
-        return made
-
-    return installer
 
 
 def make_bundle(precision="fp32", batch=None, options=None, model=None, outputs=None):
@@ -79,8 +49,8 @@ def expected(bundle, images):
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_a_saved_bundle_answers_as_its_onnx_does(install, tmp_path, version, precision):
-    faults = install(version)
+def test_a_saved_bundle_answers_as_its_onnx_does(fake_tensorrt, tmp_path, version, precision):
+    faults = fake_tensorrt(version)
     path = make_bundle(precision).save(tmp_path / "small.evb")
     with load(path) as net:
         assert net.engine_version == version
@@ -108,30 +78,30 @@ def test_a_saved_bundle_answers_as_its_onnx_does(install, tmp_path, version, pre
         ("11.4.0", "int8", {"STRONGLY_TYPED"}, set(), set()),
     ],
 )
-def test_each_version_is_told_the_types_in_its_own_way(install, version, precision, network, flags, cleared):
-    faults = install(version)
+def test_each_version_is_told_the_types_in_its_own_way(fake_tensorrt, version, precision, network, flags, cleared):
+    faults = fake_tensorrt(version)
     Session(make_bundle(precision)).close()
     assert (faults.network_flags, faults.flags, faults.cleared) == (network, flags, cleared)
     assert faults.workspace == 32 << 20  # half of the imaginary GPU's 64 MiB
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_zeros_that_kernels_can_skip_are_told_to_the_builder(install, version):
-    faults = install(version)
+def test_zeros_that_kernels_can_skip_are_told_to_the_builder(fake_tensorrt, version):
+    faults = fake_tensorrt(version)
     Session(make_bundle("fp16", options=engine_options("fp16", sparse=True))).close()
     assert "SPARSE_WEIGHTS" in faults.flags
 
 
-def test_batches_beyond_the_compiled_one_run_in_pieces(install):
-    install()
+def test_batches_beyond_the_compiled_one_run_in_pieces(fake_tensorrt):
+    fake_tensorrt()
     bundle = make_bundle(options=engine_options("fp32", max_batch=3))
     with Session(bundle) as net:
         images = pictures(8)
         np.testing.assert_array_equal(net.infer({"images": images})["logits"], expected(bundle, images))
 
 
-def test_a_fixed_batch_needs_no_profile(install):
-    faults = install()
+def test_a_fixed_batch_needs_no_profile(fake_tensorrt):
+    faults = fake_tensorrt()
     bundle = make_bundle(batch=2)
     with Session(bundle) as net:
         images = pictures(2)
@@ -143,8 +113,8 @@ def test_a_fixed_batch_needs_no_profile(install):
     assert faults.builds == 1
 
 
-def test_results_stay_valid_and_inputs_need_not_be_contiguous(install):
-    install()
+def test_results_stay_valid_and_inputs_need_not_be_contiguous(fake_tensorrt):
+    fake_tensorrt()
     bundle = make_bundle()
     with Session(bundle) as net:
         images = pictures(4)
@@ -156,8 +126,8 @@ def test_results_stay_valid_and_inputs_need_not_be_contiguous(install):
         np.testing.assert_array_equal(net.infer({"images": strided})["logits"], kept)
 
 
-def test_threads_take_turns_and_get_their_own_answers(install):
-    install()
+def test_threads_take_turns_and_get_their_own_answers(fake_tensorrt):
+    fake_tensorrt()
     bundle = make_bundle()
     wrong: list[int] = []
     with Session(bundle) as net:
@@ -176,8 +146,8 @@ def test_threads_take_turns_and_get_their_own_answers(install):
     assert not wrong
 
 
-def test_gpu_time_is_measured_by_events_for_every_piece(install):
-    install()
+def test_gpu_time_is_measured_by_events_for_every_piece(fake_tensorrt):
+    fake_tensorrt()
     engine = backend.open_engine(make_bundle(options=engine_options("fp32", max_batch=2)), EngineOptions())
     outputs, milliseconds = engine.infer_timed({"images": pictures(5)})
     assert outputs["logits"].shape == (5, CLASSES)
@@ -185,13 +155,13 @@ def test_gpu_time_is_measured_by_events_for_every_piece(install):
     engine.close()
 
 
-def test_integer_outputs_of_old_versions_come_in_the_manifests_type(install):
+def test_integer_outputs_of_old_versions_come_in_the_manifests_type(fake_tensorrt):
     net = small_net()
     net.graph.node.append(helper.make_node("ArgMax", ["logits"], ["best"], "best", axis=1, keepdims=0))
     net.graph.output.append(helper.make_tensor_value_info("best", TensorProto.INT64, ["N"]))
     outputs = (TensorSpec("logits", "float32", (None, CLASSES)), TensorSpec("best", "int64", (None,)))
     for version in ("8.5.2.2", "10.3.0"):
-        install(version)
+        fake_tensorrt(version)
         bundle = make_bundle(model=convert(Graph(net), None, "fp32"), outputs=outputs)
         with Session(bundle) as opened:
             answer = opened.infer({"images": pictures(3)})
@@ -199,17 +169,17 @@ def test_integer_outputs_of_old_versions_come_in_the_manifests_type(install):
             np.testing.assert_array_equal(answer["best"], answer["logits"].argmax(1))
 
 
-def test_the_second_load_compiles_nothing(install):
-    faults = install()
+def test_the_second_load_compiles_nothing(fake_tensorrt):
+    faults = fake_tensorrt()
     Session(make_bundle()).close()
     Session(make_bundle()).close()
     assert (faults.builds, faults.deserialized) == (1, 2)
 
 
-def test_another_version_model_option_or_folder_compiles_again(install, tmp_path):
-    install("8.6.2")
+def test_another_version_model_option_or_folder_compiles_again(fake_tensorrt, tmp_path):
+    fake_tensorrt("8.6.2")
     Session(make_bundle()).close()
-    faults = install("10.3.0")
+    faults = fake_tensorrt("10.3.0")
     Session(make_bundle()).close()
     assert faults.builds == 1
     Session(make_bundle("fp16")).close()
@@ -222,8 +192,8 @@ def test_another_version_model_option_or_folder_compiles_again(install, tmp_path
     assert faults.builds == 4
 
 
-def test_another_board_of_the_same_kind_compiles_again(install, monkeypatch):
-    faults = install()
+def test_another_board_of_the_same_kind_compiles_again(fake_tensorrt, monkeypatch):
+    faults = fake_tensorrt()
     Session(make_bundle()).close()
     original = cuda.device_info
     monkeypatch.setattr(cuda, "device_info", lambda index=0: replace(original(index), uuid="ff" * 16))
@@ -231,8 +201,8 @@ def test_another_board_of_the_same_kind_compiles_again(install, monkeypatch):
     assert faults.builds == 2
 
 
-def test_a_changed_plan_is_never_loaded_but_compiled_again(install, tmp_path):
-    faults = install()
+def test_a_changed_plan_is_never_loaded_but_compiled_again(fake_tensorrt, tmp_path):
+    faults = fake_tensorrt()
     Session(make_bundle()).close()
     plans = [path for path in (tmp_path / "cache/tensorrt").glob("*.bin") if b"conv" in path.read_bytes().lower()]
     assert len(plans) == 1
@@ -244,8 +214,8 @@ def test_a_changed_plan_is_never_loaded_but_compiled_again(install, tmp_path):
     assert (faults.builds, faults.deserialized) == (2, 2)
 
 
-def test_a_plan_that_tensorrt_does_not_take_is_compiled_again(install, tmp_path):
-    faults = install()
+def test_a_plan_that_tensorrt_does_not_take_is_compiled_again(fake_tensorrt, tmp_path):
+    faults = fake_tensorrt()
     Session(make_bundle()).close()
     key_file = next(
         p for p in (tmp_path / "cache/tensorrt").glob("*.json") if "digest" in json.loads(p.read_text())["key"]
@@ -256,8 +226,8 @@ def test_a_plan_that_tensorrt_does_not_take_is_compiled_again(install, tmp_path)
     assert faults.builds == 2
 
 
-def test_timings_of_one_build_shorten_the_next_and_survive_damage(install, tmp_path):
-    faults = install()
+def test_timings_of_one_build_shorten_the_next_and_survive_damage(fake_tensorrt, tmp_path):
+    faults = fake_tensorrt()
     Session(make_bundle()).close()
     assert faults.timings_seen == [b""]
     Session(make_bundle("fp16")).close()
@@ -270,8 +240,8 @@ def test_timings_of_one_build_shorten_the_next_and_survive_damage(install, tmp_p
     assert faults.timings_seen[2:] == [b"of another version", b""]
 
 
-def test_a_read_only_cache_warns_and_the_network_runs(install, tmp_path):
-    faults = install()
+def test_a_read_only_cache_warns_and_the_network_runs(fake_tensorrt, tmp_path):
+    faults = fake_tensorrt()
     (tmp_path / "file").write_bytes(b"")
     for _ in range(2):
         with pytest.warns(RuntimeWarning, match="compiled again at every load"):
@@ -281,8 +251,8 @@ def test_a_read_only_cache_warns_and_the_network_runs(install, tmp_path):
     assert faults.builds == 2
 
 
-def test_two_loads_at_once_compile_once(install):
-    faults = install()
+def test_two_loads_at_once_compile_once(fake_tensorrt):
+    faults = fake_tensorrt()
     engines: list[Session] = []
     threads = [threading.Thread(target=lambda: engines.append(Session(make_bundle()))) for _ in range(4)]
     for thread in threads:
@@ -294,16 +264,16 @@ def test_two_loads_at_once_compile_once(install):
         engine.close()
 
 
-def test_compiling_says_what_takes_so_long(install, capfd):
-    install()
+def test_compiling_says_what_takes_so_long(fake_tensorrt, capfd):
+    fake_tensorrt()
     Session(make_bundle()).close()
     assert "compiling small for Imaginary Orin with TensorRT 10.3.0, once on this device" in capfd.readouterr().err
     Session(make_bundle()).close()
     assert "compiling" not in capfd.readouterr().err
 
 
-def test_inner_layers_are_a_usage_error(install):
-    install()
+def test_inner_layers_are_a_usage_error(fake_tensorrt):
+    fake_tensorrt()
     with pytest.raises(UsageError, match="onnxruntime"):
         Session(make_bundle(), EngineOptions(layers=("r0",)))
 
@@ -337,18 +307,18 @@ except EngineError as error:
     assert "compiled on the device that runs it" in done.stdout
 
 
-def test_no_gpu_and_no_memory_are_engine_errors(install, fake):
-    install()
-    fake.reset(devices=0)
+def test_no_gpu_and_no_memory_are_engine_errors(fake_tensorrt, fake_cuda):
+    fake_tensorrt()
+    fake_cuda.reset(devices=0)
     with pytest.raises(EngineError, match="sees no GPU"):
         Session(make_bundle())
     cuda._load.cache_clear()
-    fake.reset(memory=100)
+    fake_cuda.reset(memory=100)
     with pytest.raises(EngineError, match="out of memory allocating"):
         Session(make_bundle())
 
 
-def test_a_package_whose_libraries_are_missing_says_so(fake, monkeypatch, tmp_path):
+def test_a_package_whose_libraries_are_missing_says_so(fake_cuda, monkeypatch, tmp_path):
     (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
@@ -357,8 +327,8 @@ def test_a_package_whose_libraries_are_missing_says_so(fake, monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize("version", ["8.2.1.8", "8.4.3", "7.1.3"])
-def test_versions_before_the_common_calls_are_refused_by_name(install, version):
-    install(version)
+def test_versions_before_the_common_calls_are_refused_by_name(fake_tensorrt, version):
+    fake_tensorrt(version)
     with pytest.raises(EngineError, match=rf"TensorRT {version} is too old.*JetPack"):
         Session(make_bundle())
 
@@ -373,14 +343,14 @@ def test_versions_before_the_common_calls_are_refused_by_name(install, version):
         ({"refuse_batch": 8}, r"refuses 'images' of shape \[8, 3, 12, 12\] \(batches 1 to 8 were compiled\): setInput"),
     ],
 )
-def test_what_tensorrt_refuses_comes_with_its_own_words(install, faults, message):
-    install(**faults)
+def test_what_tensorrt_refuses_comes_with_its_own_words(fake_tensorrt, faults, message):
+    fake_tensorrt(**faults)
     with pytest.raises(EngineError, match=message):
         Session(make_bundle())
 
 
-def test_a_failing_launch_leaves_the_engine_usable(install):
-    faults = install()
+def test_a_failing_launch_leaves_the_engine_usable(fake_tensorrt):
+    faults = fake_tensorrt()
     bundle = make_bundle()
     with Session(bundle) as net:
         faults.execute = "illegal memory access"
@@ -394,8 +364,8 @@ def test_a_failing_launch_leaves_the_engine_usable(install):
         np.testing.assert_array_equal(net.infer({"images": images})["logits"], expected(bundle, images))
 
 
-def test_a_model_the_parser_refuses_names_node_and_reason(install):
-    install()
+def test_a_model_the_parser_refuses_names_node_and_reason(fake_tensorrt):
+    fake_tensorrt()
     model = quantized_net()
     for tensor in model.graph.initializer:
         if tensor.name == "r0_zero":
@@ -406,14 +376,14 @@ def test_a_model_the_parser_refuses_names_node_and_reason(install):
         Session(make_bundle(model=b"not ONNX"))
 
 
-def test_an_engine_that_differs_from_the_manifest_is_refused(install):
-    install()
+def test_an_engine_that_differs_from_the_manifest_is_refused(fake_tensorrt):
+    fake_tensorrt()
     with pytest.raises(EngineError, match=r"tensors images, logits; manifest.json names images, scores"):
         Session(make_bundle(outputs=(TensorSpec("scores", "float32", (None, CLASSES)),)))
 
 
-def test_an_output_whose_shape_depends_on_the_data_is_refused(install):
-    install()
+def test_an_output_whose_shape_depends_on_the_data_is_refused(fake_tensorrt):
+    fake_tensorrt()
     net = small_net()
     net.graph.node.append(helper.make_node("NonZero", ["logits"], ["found"], "found"))
     net.graph.output.append(helper.make_tensor_value_info("found", TensorProto.INT64, [2, "many"]))
@@ -422,8 +392,8 @@ def test_an_output_whose_shape_depends_on_the_data_is_refused(install):
         Session(make_bundle(model=convert(Graph(net), None, "fp32"), outputs=outputs))
 
 
-def test_a_free_height_is_refused(install):
-    install()
+def test_a_free_height_is_refused(fake_tensorrt):
+    fake_tensorrt()
     net = small_net()
     net.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "H"
     with pytest.raises(EngineError, match="only the batch may be free"):
@@ -442,8 +412,8 @@ def test_a_free_height_is_refused(install):
         {"fp16": False, "int8": False, "batch": 8},
     ],
 )
-def test_damaged_options_are_a_bundle_error(install, options):
-    install()
+def test_damaged_options_are_a_bundle_error(fake_tensorrt, options):
+    fake_tensorrt()
     bundle = make_bundle()
     bundle.manifest.engine_options.clear()
     bundle.manifest.engine_options.update(options)
@@ -451,8 +421,8 @@ def test_damaged_options_are_a_bundle_error(install, options):
         Session(bundle)
 
 
-def test_a_closed_engine_says_so_and_closes_twice(install):
-    install()
+def test_a_closed_engine_says_so_and_closes_twice(fake_tensorrt):
+    fake_tensorrt()
     engine = backend.open_engine(make_bundle(), EngineOptions())
     engine.close()
     engine.close()

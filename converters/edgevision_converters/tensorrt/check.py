@@ -57,6 +57,22 @@ CONSTANT_INPUTS = {
 _RESIZE_MODES = ("nearest", "linear")
 _RESIZE_COORDINATES = ("half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners")
 _RESIZE_NEAREST = ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
+# Ops of NVIDIA's plugin library: (domain, op) → attribute → its values; None for any. Any other attribute would be
+# passed over without a word, and its default taken.
+PLUGINS: dict[tuple[str, str], dict[str, tuple[object, ...] | None]] = {
+    ("TRT", "EfficientNMS_TRT"): {
+        "plugin_version": ("1",),
+        "background_class": None,
+        "box_coding": (0, 1),
+        "class_agnostic": (0, 1),
+        "iou_threshold": None,
+        "max_output_boxes": None,
+        "score_activation": (0, 1),
+        "score_threshold": None,
+    }
+}
+# boxes and scores; anchors, which only encoded boxes need, are a third
+_PLUGIN_INPUTS, _PLUGIN_OUTPUTS = (2, 3), 4
 _FUSED_BEFORE_ACTIVATION = frozenset({"Conv", "ConvTranspose", "Gemm", "BatchNormalization"})
 
 
@@ -114,6 +130,9 @@ def _check_op(node: NodeProto) -> None:
             f"{where(node)} computes on integers itself (QOperator form), which TensorRT does not read: quantize into "
             "QuantizeLinear → DequantizeLinear (Q/DQ form) instead"
         )
+    if (node.domain, node.op_type) in PLUGINS:
+        _check_plugin(node)
+        return
     if node.domain not in ("", "ai.onnx"):
         raise UnsupportedOpError(
             f"{where(node)} is of domain {node.domain!r}; TensorRT reads the standard ONNX ops only: export the model "
@@ -123,6 +142,24 @@ def _check_op(node: NodeProto) -> None:
         raise UnsupportedOpError(
             f"TensorRT 8.5 has no {where(node)}: export the model with another op in its place, or choose the target "
             "onnxruntime"
+        )
+
+
+def _check_plugin(node: NodeProto) -> None:
+    """Attributes and tensors as the plugin reads them."""
+    known = PLUGINS[node.domain, node.op_type]
+    given = {its.name: attribute(node, its.name) for its in node.attribute}
+    for name, value in given.items():
+        valid = known.get(name)
+        if name not in known or (valid is not None and value not in valid):
+            expected = f"known are {', '.join(known)}" if name not in known else f"expected one of {valid}"
+            raise UnsupportedOpError(f"{where(node)} sets {name}={value!r}; {expected}")
+    if missing := [name for name in known if name not in given]:
+        raise UnsupportedOpError(f"{where(node)} does not say {missing[0]}, whose default differs between versions")
+    if len(node.input) not in _PLUGIN_INPUTS or len(node.output) != _PLUGIN_OUTPUTS:
+        raise UnsupportedOpError(
+            f"{where(node)} has {len(node.input)} inputs and {len(node.output)} outputs; it takes boxes and scores "
+            "(and anchors), and gives number, boxes, scores and classes"
         )
 
 

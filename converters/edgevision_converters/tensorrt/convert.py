@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from edgevision.errors import UsageError
@@ -21,13 +22,19 @@ OPSET = NEWEST_OPSET
 PRECISIONS = ["fp32", "fp16", "int8"]
 
 
-def convert(graph: Graph, qdq_model: ModelProto | None, precision: str) -> bytes:
+def convert(
+    graph: Graph,
+    qdq_model: ModelProto | None,
+    precision: str,
+    finish: Callable[[ModelProto], ModelProto] | None = None,
+) -> bytes:
     """The ONNX of a TensorRT bundle: opset 17, checked by `trt_check`, compiled on the device at first load.
 
     Args:
         graph: the canonical float32 graph.
         qdq_model: the graph with the plan of the scheme ``tensorrt`` written in as Q/DQ, for ``int8``; else None.
         precision: ``fp32``, ``fp16`` (float16 inside, float32 at inputs and outputs) or ``int8``.
+        finish: what is done to the lowered model before it is checked; what it adds is float32 in every precision.
 
     Returns:
         The serialized ONNX model, the same bytes for the same input.
@@ -48,11 +55,15 @@ def convert(graph: Graph, qdq_model: ModelProto | None, precision: str) -> bytes
     _state_kernel_shapes(model)
     if precision == "fp16":
         model = to_half(model)
+    if finish is not None:
+        model = finish(model)
     trt_check(model)
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def engine_options(precision: str, *, max_batch: int = 8, opt_batch: int = 1, sparse: bool = False) -> dict[str, Any]:
+def engine_options(
+    precision: str, *, max_batch: int = 8, opt_batch: int = 1, sparse: bool = False, plugins: bool = False
+) -> dict[str, Any]:
     """``engine_options`` of the bundle's manifest, as the runtime's builder reads them.
 
     Args:
@@ -60,6 +71,7 @@ def engine_options(precision: str, *, max_batch: int = 8, opt_batch: int = 1, sp
         max_batch: greatest batch of one launch; the runtime runs greater ones in pieces.
         opt_batch: the batch that kernels are chosen for.
         sparse: whether layers have 2:4 zeros, for which there are kernels from compute capability 8.0 on.
+        plugins: whether the model holds ops of NVIDIA's plugin library.
 
     Raises:
         UsageError: no such precision, or not ``1 <= opt_batch <= max_batch``.
@@ -74,6 +86,7 @@ def engine_options(precision: str, *, max_batch: int = 8, opt_batch: int = 1, sp
         "batch": {"min": 1, "opt": opt_batch, "max": max_batch},
         # left out where it says nothing, so that bundles stay what they were
         **({"sparse": True} if sparse else {}),
+        **({"plugins": True} if plugins else {}),
     }
 
 

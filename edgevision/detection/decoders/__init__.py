@@ -31,6 +31,7 @@ DECODERS = Registry(
     "decoder",
     "edgevision.decoders",
     {
+        "end2end": "edgevision.detection.decoders.end2end:decode",
         "fastestdet": "edgevision.detection.decoders.fastestdet:decode",
         "nanodet": "edgevision.detection.decoders.nanodet:decode",
         "ssd": "edgevision.detection.decoders.ssd:decode",
@@ -55,6 +56,7 @@ class Family:
         iou: threshold of its authors' suppression.
         classes: names by index, where all of the family find the same.
         count_classes: ``(outputs, size, **options)`` → number of classes.
+        suppressed: whether its outputs are final: there is nothing left to suppress.
     """
 
     preprocess: Preprocess | None = None
@@ -62,6 +64,7 @@ class Family:
     iou: float = 0.5
     classes: tuple[str, ...] = ()
     count_classes: Callable[..., int] | None = None
+    suppressed: bool = False
 
 
 def family_of(name: str) -> Family:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from edgevision.detection.boxes import Array, Float32Array
 from edgevision.detection.candidates import Candidates
 from edgevision.detection.decoders import Outputs
 from edgevision.errors import EngineError, UsageError
+
+# output name → shape
+Shapes: TypeAlias = Mapping[str, Sequence[int]]
 
 # e^10 times an anchor is beyond any picture, and far from float32's end
 MAX_EXPONENT = 10.0
@@ -48,15 +51,27 @@ def rows_of(decoder: str, outputs: Outputs, count: int, least: int, expected: st
     Raises:
         EngineError: no output, or more than one, has such a shape.
     """
-    found = [value for value in outputs.values() if value.ndim == 3 and count in value.shape[1:]]
-    if len(found) != 1:
+    place = rows_output({name: value.shape for name, value in outputs.items()}, count, channels_first=channels_first)
+    if place is None:
         raise refuse(decoder, outputs, expected)
-    (rows,) = found
-    first = rows.shape[2] == count and (channels_first or rows.shape[1] != count)
+    name, first = place
+    rows = outputs[name]
     rows = rows if first else rows.transpose(0, 2, 1)
     if rows.shape[1] < least:
         raise refuse(decoder, outputs, expected)
     return rows
+
+
+def rows_output(shapes: Shapes, count: int, *, channels_first: bool) -> tuple[str, bool] | None:
+    """Name of the one output with ``count`` predictions, and whether its channels come first.
+
+    None where no output, or more than one, has such a shape. See `rows_of`.
+    """
+    found = [(name, shape) for name, shape in shapes.items() if len(shape) == 3 and count in shape[1:]]
+    if len(found) != 1:
+        return None
+    name, (_, first, second) = found[0]
+    return name, second == count and (channels_first or first != count)
 
 
 def class_rows(

@@ -11,7 +11,7 @@ import numpy as np
 from edgevision.detection.boxes import Array
 from edgevision.detection.candidates import Candidates
 from edgevision.detection.decoders import Family, Outputs
-from edgevision.detection.decoders.common import pick, refuse, sigmoid
+from edgevision.detection.decoders.common import Shapes, pick, refuse, sigmoid
 from edgevision.preprocess import Preprocess
 
 _EXPECTED = "one output [B, 5 + classes, rows, columns]"
@@ -34,10 +34,15 @@ def decode(
 
 
 def _map(outputs: Outputs, num_classes: int | None) -> Array:
-    found = [value for value in outputs.values() if value.ndim == 4 and value.shape[1] > 5]
-    if len(found) != 1 or num_classes not in (None, found[0].shape[1] - 5):
+    found = map_names({name: value.shape for name, value in outputs.items()})
+    if len(found) != 1 or num_classes not in (None, outputs[found[0]].shape[1] - 5):
         raise refuse("fastestdet", outputs, _EXPECTED)
-    return found[0]
+    return outputs[found[0]]
+
+
+def map_names(shapes: Shapes) -> list[str]:
+    """Outputs that may be the one this family has."""
+    return [name for name, shape in shapes.items() if len(shape) == 4 and shape[1] > 5]
 
 
 def _decode_picture(values: Array, size: tuple[int, int], confidence: float, multi_label: bool) -> Candidates:

@@ -11,7 +11,7 @@ import numpy as np
 from edgevision.detection.boxes import Array, cxcywh_to_xyxy
 from edgevision.detection.candidates import Candidates
 from edgevision.detection.decoders import Family, Outputs
-from edgevision.detection.decoders.common import pick, refuse
+from edgevision.detection.decoders.common import Shapes, pick, refuse
 from edgevision.errors import UsageError
 from edgevision.preprocess import Preprocess
 from edgevision.registry import unknown_name
@@ -65,20 +65,25 @@ def _ordered(boxes: Array, order: str) -> Array:
 def _find(outputs: Outputs, boxes: str | None, scores: str | None) -> tuple[Array, Array]:
     """Boxes ``[B, N, 4]`` and scores ``[B, N, C]``."""
     tables = {name: value[None] if value.ndim == 2 else value for name, value in outputs.items()}
-    tables = {name: value for name, value in tables.items() if value.ndim == 3}
+    names = table_names({name: value.shape for name, value in tables.items()}, boxes, scores)
+    if names is None:
+        raise refuse("ssd_onnx", outputs, _EXPECTED)
+    return tables[names[0]], tables[names[1]]
+
+
+def table_names(shapes: Shapes, boxes: str | None, scores: str | None) -> tuple[str, str] | None:
+    """Names of the boxes ``[B, N, 4]`` and scores ``[B, N, C]``; None where they cannot be told. See `decode`."""
+    tables = {name: tuple(shape) for name, shape in shapes.items() if len(shape) == 3}
     first, second = boxes or "boxes", scores or "scores"
     if boxes is None and first not in tables:
-        fours = [name for name, value in tables.items() if value.shape[2] == 4 and name != second]
+        fours = [name for name, shape in tables.items() if shape[2] == 4 and name != second]
         first = fours[0] if len(fours) == 1 else first
     if scores is None and second not in tables:
         others = [name for name in tables if name != first]
         second = others[0] if len(others) == 1 else second
     if first not in tables or second not in tables or first == second:
-        raise refuse("ssd_onnx", outputs, _EXPECTED)
-    found, chances = tables[first], tables[second]
-    if found.shape[2] != 4 or found.shape[:2] != chances.shape[:2]:
-        raise refuse("ssd_onnx", outputs, _EXPECTED)
-    return found, chances
+        return None
+    return (first, second) if tables[first][2] == 4 and tables[first][:2] == tables[second][:2] else None
 
 
 def count_classes(
