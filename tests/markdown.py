@@ -19,8 +19,8 @@ class Block:
 
 
 def documents() -> list[Path]:
-    """Every Markdown file of the project."""
-    return [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
+    """Every Markdown file that was written by hand: what lies in `docs/` is a report, made by a program."""
+    return sorted(ROOT.glob("*.md"))
 
 
 def fenced_blocks(text: str) -> list[Block]:
