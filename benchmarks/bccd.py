@@ -151,7 +151,8 @@ def main() -> None:
     )
     rows = list(printed(measured))
     if not options.dry:
-        print(save(f"bccd_{options.part}", rows, (*ENGINES, "torch", "faster-coco-eval")))
+        other = "" if options.epochs == SETTINGS.epochs else f"_{options.epochs}_epochs"
+        print(save(f"bccd_{options.part}{other}", rows, (*ENGINES, "torch", "faster-coco-eval")))
 
 
 if __name__ == "__main__":
