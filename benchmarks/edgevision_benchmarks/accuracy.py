@@ -167,7 +167,7 @@ def evaluate(
 
 
 def evaluate_bundle(
-    path: str | Path,
+    source: str | Path | Bundle,
     data: str | Path | Dataset,
     *,
     reference: str | Path | None = None,
@@ -182,7 +182,7 @@ def evaluate_bundle(
     """Open a bundle, its reference and a data set, and `evaluate`.
 
     Args:
-        path: bundle to judge.
+        source: bundle to judge.
         data: ``kind:path``, a path whose kind can be told, or an open data set.
         reference: bundle to agree with.
         split: part of the data set, where it is divided; None for all of it.
@@ -200,7 +200,7 @@ def evaluate_bundle(
         EdgeVisionError: whatever `edgevision.load`, opening the data set and `evaluate` raise.
     """
     dataset = open_data(data, split, images=images)
-    bundle = Bundle.open(path)
+    bundle = source if isinstance(source, Bundle) else Bundle.open(source)
     if judge and reference is None:
         _check_judgeable(dataset, bundle.manifest.task)
     with ExitStack() as stack:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgevision.graph import Graph
 from edgevision_calibration.observe import activated
-from edgevision_calibration.scheme import QuantScheme
+from edgevision_calibration.scheme import COMPUTE_OPS, QuantScheme
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -28,10 +28,8 @@ def macs(graph: Graph, node: NodeProto) -> int:
     shape = graph.shapes.get(node.output[0], ())
     if weight is None:
         return 0
-    pixels = 1
-    for size in shape[2:] if node.op_type == "Conv" else shape[1:-1]:
-        pixels *= size or 1
-    return int(weight.size) * pixels
+    pixels = shape[2:] if node.op_type == "Conv" else shape[1:-1]
+    return int(weight.size) * math.prod(size or 1 for size in pixels)
 
 
 class FloatCost:
@@ -85,7 +83,7 @@ class FloatCost:
 
     def _time(self, node: NodeProto, integer_value: float) -> float:
         """Time of a layer as the plan has it with nothing in float for accuracy."""
-        if node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
+        if node.op_type not in COMPUTE_OPS:
             return 0.0
         moved = self._per_value * (_elements(self._graph, node.input[0]) + _elements(self._graph, node.output[0]))
         if node.name in self._work:

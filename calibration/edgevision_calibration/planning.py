@@ -15,7 +15,7 @@ from edgevision_calibration.mixed_precision import Precise, precise_layers, stem
 from edgevision_calibration.observe import CLIPPING_OPS, activated
 from edgevision_calibration.plan import ActivationQuant, QuantPlan
 from edgevision_calibration.ranges import range_method
-from edgevision_calibration.scheme import QuantScheme
+from edgevision_calibration.scheme import COMPUTE_OPS, QuantScheme
 from edgevision_calibration.table import CalibrationTable
 from edgevision_calibration.tail import tail_of
 from edgevision_calibration.weights import LEAST_SCALE, weight_scales
@@ -160,7 +160,7 @@ def _precise(
 
 def _takes_integers(graph: Graph, node: NodeProto, scheme: QuantScheme, float_ops: dict[str, str]) -> bool:
     """Whether a compute node runs on integers; where it does not, ``float_ops`` learns why."""
-    if node.op_type not in {"Conv", "Gemm", "MatMul", "ConvTranspose"} or node.name in float_ops:
+    if node.op_type not in COMPUTE_OPS or node.name in float_ops:
         return False
     if node.op_type not in scheme.compute_ops:
         float_ops[node.name] = f"{scheme.target} runs {node.op_type} in float"

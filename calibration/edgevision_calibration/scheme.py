@@ -65,7 +65,9 @@ class QuantScheme:
         return (-127, 127) if self.symmetric else (0, 255)
 
 
-_COMPUTE = frozenset({"Conv", "Gemm", "MatMul"})
+# ops that multiply by weights
+COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_COMPUTE = COMPUTE_OPS - {"ConvTranspose"}
 # what joins or picks values and computes none, and is quicker on integers in every engine
 _MOVE = frozenset({"Concat", "MaxPool"})
 

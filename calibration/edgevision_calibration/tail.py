@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from edgevision.graph import Graph
+from edgevision_calibration.scheme import COMPUTE_OPS
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # ops that hand values on as they are
 _MOVING = frozenset({
     "Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
@@ -67,7 +67,7 @@ def _look(graph: Graph) -> Tail:
 
 
 def _is_layer(graph: Graph, node: NodeProto) -> bool:
-    return node.op_type in _LAYERS and len(node.input) > 1 and node.input[1] in graph.initializers
+    return node.op_type in COMPUTE_OPS and len(node.input) > 1 and node.input[1] in graph.initializers
 
 
 def _is_mean(graph: Graph, node: NodeProto) -> bool:

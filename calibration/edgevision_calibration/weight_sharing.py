@@ -20,13 +20,13 @@ from edgevision.compression.kmeans import kmeans, nearest
 from edgevision.compression.packing import Weights
 from edgevision.graph import Graph
 from edgevision_calibration.plan import QuantPlan
+from edgevision_calibration.scheme import COMPUTE_OPS
 from edgevision_calibration.table import CalibrationTable
 from edgevision_calibration.weights import along, per_input, quantize_weight, weight_axis
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-COMPUTE_OPS = frozenset({"Conv", "Gemm", "MatMul", "ConvTranspose"})
 # outputs of fewer weights than this, as of depthwise layers and first ones, average no errors out
 _FEW_TAPS = 32
 _BITS_OF_FEW = 8

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     for line in complaints(dataset):
         print(f"edgevision eval: {line}", file=sys.stderr)
     found = evaluate_bundle(
-        options.bundle,
+        bundle,
         dataset,
         reference=options.reference,
         batch_size=options.batch_size,

@@ -87,9 +87,9 @@ def distill(
     dataset = open_dataset(data, split="train", images=images)
     begun = _student(student, dataset, opened, weights=weights, arguments=model_arguments or {}, seed=seed)
     if opened is None:
-        known = _arguments(begun)
-        taken = {name: known[name] for name in _INPUT if name in known} | dict(teacher_arguments or {})
-        opened = open_teacher(teacher, weights=teacher_weights, arguments=taken)
+        opened = open_teacher(
+            teacher, weights=teacher_weights, arguments={**_input_of(begun), **(teacher_arguments or {})}
+        )
     elif teacher_arguments:
         raise UsageError("teacher_arguments complete a zoo name; this teacher has its own")
     chosen = load_preprocess(preprocess) if isinstance(preprocess, (str, Path)) else preprocess
@@ -124,8 +124,10 @@ def _fitting_preprocess(teacher: Teacher, student: nn.Module) -> Preprocess | No
     return teacher.preprocess if teacher.preprocess is not None and teacher.preprocess.size == (size, size) else None
 
 
-# what a teacher by zoo name takes from its student
-_INPUT = ("num_classes", "in_channels", "input_size")
+def _input_of(student: nn.Module | Checkpoint) -> dict[str, Any]:
+    """What a teacher by zoo name takes from its student."""
+    known = _arguments(student)
+    return {name: known[name] for name in ("num_classes", "in_channels", "input_size") if name in known}
 
 
 def _student(

@@ -86,13 +86,33 @@ def train(
     """
     model, begun = _begin(model, out)
     lesson = _lesson(teacher, distill, out)
+    train_task = _train_classifier
     if is_detector(model):
-        from edgevision.training.detection.run import train_detector
+        from edgevision.training.detection.run import train_detector as train_task
 
-        return train_detector(
-            model, data, begun=begun, out=out, epochs=epochs, config=config, preprocess=preprocess, val_data=val_data,
-            images=images, resume=resume, device=device, changes=changes, lesson=lesson,
-        )  # fmt: skip
+    return train_task(
+        model, data, begun=begun, out=out, epochs=epochs, config=config, preprocess=preprocess, val_data=val_data,
+        images=images, resume=resume, device=device, changes=changes, lesson=lesson,
+    )  # fmt: skip
+
+
+def _train_classifier(
+    model: nn.Module,
+    data: str | Path | Dataset,
+    *,
+    begun: Checkpoint | None,
+    out: str | Path,
+    epochs: int | None,
+    config: RunConfig | None,
+    preprocess: Preprocess | None,
+    val_data: str | Path | Dataset | None,
+    images: str | Path | None,
+    resume: bool,
+    device: str | None,
+    changes: tuple[str, ...],
+    lesson: Lesson | None,
+) -> Checkpoint:
+    """See `train`; ``begun`` is what ``model`` was built from."""
     if images is not None:
         raise UsageError("images (--images) names the pictures' folder of a COCO file, which detectors are trained on")
     if not isinstance(config, (TrainConfig, NoneType)):

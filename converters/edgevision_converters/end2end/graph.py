@@ -140,6 +140,3 @@ def _outputs(batch: int | str, most: int) -> list[onnx.ValueInfoProto]:
         helper.make_tensor_value_info(name, kind, shape)
         for name, kind, shape in zip(OUTPUTS, kinds, shapes, strict=True)
     ]
-
-
-__all__ = ["append_detections", "check_decoder", "detections_model", "detections_of"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgevision.errors import ConversionError, EdgeVisionError, OutputError, UnsupportedOpError, UsageError
 from edgevision.graph import Graph
 from edgevision_calibration.plan import QuantPlan
+from edgevision_calibration.scheme import COMPUTE_OPS
 from edgevision_converters.child import run_python
 from edgevision_converters.ncnn.cleanup import fuse_hardswish
 from edgevision_converters.ncnn.match import match_layers
@@ -25,7 +26,6 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 # FP32 differs from ONNX Runtime by the order of additions alone; below this something was lowered wrongly
 _LEAST_COSINE = 0.999
-_COMPUTE = frozenset({"Conv", "Gemm", "ConvTranspose", "MatMul"})
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _explain(
     explanation: dict[str, str] = {}
     matched = {node.name for node in nodes.values()}
     for node in graph.nodes:
-        if node.op_type not in _COMPUTE:
+        if node.op_type not in COMPUTE_OPS:
             continue
         if precision != "int8":
             explanation[node.name] = "float16 weights" if precision == "fp16" else "float32"
