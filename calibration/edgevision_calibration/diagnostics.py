@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ _CONSTANT_OUTPUT = 0.02
 # pictures an alternative preprocess is judged on, and how sure the judgement must be (Student's t, one-sided)
 PREPROCESS_PICTURES = 32
 # an alternative that does no better on so many of them is not looked at any longer
-_FIRST_LOOK = 8
+_FIRST_LOOK = 4
 _LEAST_T = 2.5
 _LEAST_ENTROPY_GAIN = 0.1
 _LEAST_INFORMATION_GAIN = 0.5
@@ -259,7 +259,7 @@ def _equal(one: Preprocess, other: Preprocess) -> bool:
 
 
 def check_preprocess(
-    run: Callable[[Array], npt.NDArray[Any]], pixels: Sequence[npt.NDArray[np.uint8]], preprocess: Preprocess
+    run: Callable[[Array], npt.NDArray[Any]], pixels: Iterable[npt.NDArray[np.uint8]], preprocess: Preprocess
 ) -> list[Finding]:
     """Whether a classifier would answer more surely under another preprocess.
 
@@ -275,15 +275,13 @@ def check_preprocess(
 
     Args:
         run: the network in float: float32 ``[1, C, H, W]`` → scores ``[1, classes]`` (logits or probabilities).
-        pixels: resized pictures, uint8 ``[H, W, 3]`` or ``[H, W]`` as `Preprocess.geometry` makes them; fewer than
-            `LEAST_PICTURES` different ones say nothing.
+        pixels: resized pictures, uint8 ``[H, W, 3]`` or ``[H, W]`` as `Preprocess.geometry` makes them, of which no
+            more are taken than it takes; fewer than `LEAST_PICTURES` different ones say nothing.
         preprocess: the one that was given.
     """
-    # copies of a picture would count as if they had been seen apart
-    chosen = list({picture.tobytes(): picture for picture in pixels}.values())[:PREPROCESS_PICTURES]
-    if len(chosen) < LEAST_PICTURES:
+    chosen = _Distinct(pixels)
+    if len(chosen.first(_FIRST_LOOK)) < _FIRST_LOOK:
         return []
-
     given = _Answers(run, preprocess, chosen)
     first = given.logits(_FIRST_LOOK)
     if first.shape[1] < 2 or not (np.isfinite(first).all() and first.std() > 0):
@@ -294,7 +292,9 @@ def check_preprocess(
         information, surer = _compared(given.logits(_FIRST_LOOK), other.logits(_FIRST_LOOK))
         if information <= 0 and surer.mean() <= 0:
             return 0.0
-        return _gain(*_compared(given.logits(len(chosen)), other.logits(len(chosen))))
+        if len(chosen.first(PREPROCESS_PICTURES)) < LEAST_PICTURES:
+            return 0.0
+        return _gain(*_compared(given.logits(PREPROCESS_PICTURES), other.logits(PREPROCESS_PICTURES)))
 
     better = {label: value for label, how in alternatives(preprocess).items() if (value := gain(how))}
     if better:
@@ -303,8 +303,8 @@ def check_preprocess(
             Finding(
                 "warning",
                 "preprocess",
-                f"the network's answers to {len(chosen)} pictures are clearly better told apart with {label} than with "
-                f"the preprocess given ({_described(preprocess)}): check scale, mean and std",
+                f"the network's answers to {chosen.taken} pictures are clearly better told apart with {label} than "
+                f"with the preprocess given ({_described(preprocess)}): check scale, mean and std",
             )
         ]
     other = swapped(preprocess)
@@ -313,11 +313,30 @@ def check_preprocess(
             Finding(
                 "warning",
                 "color_order",
-                f"the network answers {len(chosen)} pictures more surely with {other.color} than with the "
+                f"the network answers {chosen.taken} pictures more surely with {other.color} than with the "
                 f"{preprocess.color} given: check the channel order",
             )
         ]
     return []
+
+
+class _Distinct:
+    """Pictures that are not alike, taken no sooner than wanted: copies would count as if they had been seen apart."""
+
+    def __init__(self, pictures: Iterable[npt.NDArray[np.uint8]]) -> None:
+        self._coming = iter(pictures)
+        self._taken: dict[bytes, npt.NDArray[np.uint8]] = {}
+
+    @property
+    def taken(self) -> int:
+        """How many were taken so far."""
+        return len(self._taken)
+
+    def first(self, count: int) -> list[npt.NDArray[np.uint8]]:
+        """So many of them, or as many as there are."""
+        while len(self._taken) < count and (picture := next(self._coming, None)) is not None:
+            self._taken[picture.tobytes()] = picture
+        return list(self._taken.values())[:count]
 
 
 class _Answers:
@@ -327,14 +346,14 @@ class _Answers:
         self,
         run: Callable[[Array], npt.NDArray[Any]],
         how: Preprocess,
-        pictures: Sequence[npt.NDArray[np.uint8]],
+        pictures: _Distinct,
     ) -> None:
         self._run, self._how, self._pictures = run, how, pictures
         self._scores: list[npt.NDArray[Any]] = []
 
     def logits(self, count: int) -> npt.NDArray[np.float64]:
         """Logits of the first ``count`` pictures, ``[count, classes]``."""
-        for picture in self._pictures[len(self._scores) : count]:
+        for picture in self._pictures.first(count)[len(self._scores) :]:
             self._scores.append(self._run(self._how.normalize(picture)[None]))
         return _logits(np.concatenate(self._scores[:count]))
 

@@ -14,6 +14,7 @@ from edgevision_calibration.centering import choose_offsets, movable_tensors, mo
 from edgevision_calibration.channels import ChannelGroup, channel_groups
 from edgevision_calibration.factors import choose_factors, kept_interval
 from edgevision_calibration.noise import noise_gains
+from edgevision_calibration.planning import clip_bounds
 from edgevision_calibration.samples import ChannelSamples, collect_samples
 from edgevision_calibration.weights import along, per_input, weight_axis
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 # pictures the factors are chosen from, and pixels of each: fewer pictures miss the peaks of rare channels (1 dB of
 # MobileNetV2's logits with a half or a quarter of them), more pixels change nothing
-_PICTURES = 64
+PICTURES = 64
 _PIXELS = 8
 
 
@@ -37,12 +38,14 @@ class Equalized:
         offsets: tensor name → what was added to each of its channels after that, float64 ``[C]``.
         noise_gains: tensor name → power of the outputs' disturbance per power of rounding noise in all of the
             rescaled tensor, as far as the model of `edgevision_calibration.noise` tells it.
+        samples: what the pictures put into the tensors of ``graph``; none where there was nothing to look at them for.
     """
 
     graph: Graph
     factors: Mapping[str, npt.NDArray[np.float32]]
     offsets: Mapping[str, npt.NDArray[np.float64]]
     noise_gains: Mapping[str, float] = field(default_factory=dict)
+    samples: Mapping[str, ChannelSamples] = field(default_factory=dict)
 
     @property
     def report(self) -> str:
@@ -84,7 +87,7 @@ def equalize(graph: Graph, batches: Iterable[npt.NDArray[np.float32]], *, thread
     movable = movable_tensors(graph)
     if not groups and not movable:
         return Equalized(graph, {}, {})
-    samples = dict(collect_samples(graph, batches, pictures=_PICTURES, pixels=_PIXELS, threads=threads))
+    samples = dict(collect_samples(graph, batches, pictures=PICTURES, pixels=_PIXELS, threads=threads))
     gains = noise_gains(graph, samples)
     middles = {name: _middle(samples[name]) for name in movable if name in samples}
     # the factors are chosen for the tensors as they will lie
@@ -95,9 +98,29 @@ def equalize(graph: Graph, batches: Iterable[npt.NDArray[np.float32]], *, thread
     for name in middles:
         middles[name] = middles[name] * rescaled.factors.get(name, 1.0)
     offsets = choose_offsets(rescaled.graph, middles)
-    return Equalized(
-        move(rescaled.graph, offsets), rescaled.factors, offsets, _totals(gains, samples, rescaled.factors)
-    )
+    totals = _totals(gains, samples, rescaled.factors)
+    for name, seen in samples.items():
+        # they were moved to their middles above
+        offset = middles.get(name, 0.0) + offsets.get(name, 0.0)
+        samples[name] = _as_rescaled(graph, name, seen, rescaled.factors.get(name), offset)
+    return Equalized(move(rescaled.graph, offsets), rescaled.factors, offsets, totals, samples)
+
+
+def _as_rescaled(
+    graph: Graph,
+    name: str,
+    seen: ChannelSamples,
+    factors: npt.NDArray[np.float32] | None,
+    offset: npt.NDArray[np.float64] | float,
+) -> ChannelSamples:
+    """What the pictures put into a tensor of the rescaled graph, without running it."""
+    if factors is None and np.ndim(offset) == 0:
+        return seen
+    channels = seen.values.shape[1]
+    found = seen.rescaled(np.ones(channels) if factors is None else factors, np.broadcast_to(offset, channels))
+    producer = graph.producer.get(name)
+    clips = producer is not None and producer.op_type == "Clip"
+    return found.clipped(*clip_bounds(graph, producer)) if producer is not None and clips else found
 
 
 def _totals(

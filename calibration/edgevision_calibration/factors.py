@@ -30,16 +30,16 @@ _MARGIN = 1.05
 _GREATEST_FACTOR = 1e4
 # clipped values come in patches, so their error adds up where that of rounding averages out
 _CLIP_WEIGHT = 6.0
-_CLIPS = np.linspace(0.3, 1.0, 15)
+_CLIPS = np.linspace(0.3, 1.0, 8)
 _PEAK_PIXELS = 4.0
 _LEVELS = 255.0
-_STEPS = 60
+_STEPS = 40
 # a maximum that can be differentiated: the norm of this order (a power of two is quick)
 _ORDER = 16
 # the error of a weight is the same at every pixel, so it averages out less than that of rounding
 _ALIKE = 4.0
 # output channels of a consumer that are looked at: their noise is much alike
-_ROWS = 96
+_ROWS = 48
 # behind these, what never was above zero may be so in another picture
 _RECTIFIED = frozenset({"Relu", "Clip", "MaxPool", "Concat"})
 

@@ -55,6 +55,7 @@ class FloatCost:
         self._around: dict[str, frozenset[str]] = {}
         self._work: dict[str, float] = {}
         self._stored: dict[str, int] = {}
+        self._elements = {name: math.prod(size or 1 for size in shape) for name, shape in graph.shapes.items()}
         for node in layers:
             self._stored[node.name] = int(graph.initializers[node.input[1]].size)
             self._work[node.name] = macs(graph, node) + self._per_value * _FLOAT_WEIGHT * self._stored[node.name]
@@ -78,18 +79,14 @@ class FloatCost:
         Of time or of the file, whichever is more.
         """
         time = sum(self._work[name] for name in names)
-        time += self._per_value * sum(_elements(self._graph, name) for name in tensors)
+        time += self._per_value * sum(self._elements.get(name, 1) for name in tensors)
         return max(time / self._whole, _FILE_SHARE * sum(self._stored[name] for name in names) / self._file)
 
     def _time(self, node: NodeProto, integer_value: float) -> float:
         """Time of a layer as the plan has it with nothing in float for accuracy."""
         if node.op_type not in COMPUTE_OPS:
             return 0.0
-        moved = self._per_value * (_elements(self._graph, node.input[0]) + _elements(self._graph, node.output[0]))
+        moved = self._per_value * sum(self._elements.get(name, 1) for name in (node.input[0], node.output[0]))
         if node.name in self._work:
             return macs(self._graph, node) / _INTEGER_PRODUCTS + integer_value * moved
         return macs(self._graph, node) + moved
-
-
-def _elements(graph: Graph, name: str) -> int:
-    return math.prod(size or 1 for size in graph.shapes.get(name, ()))

@@ -140,14 +140,19 @@ def precise_layers(
         return chosen
     cost = FloatCost(graph, layers, carried, scheme)
     near = {node.name: _around(graph, node) for node in layers}
+    most: dict[tuple[str, ...], float] = {}
     while True:
         now, in_float = _of(noise, carried), cost.in_float(chosen, carried)
         best, best_run, found = _LEAST_GAIN, list[str](), Precise(0.0, 0.0, 0)
         for names in _runs([node.name for node in layers if node.name not in chosen]):
             least = cost.added(names, cost.around(names) - in_float)
+            if least + spent > _BUDGET:
+                continue
             # the most that could go for the least it could add is quick to tell, and spares most runs the exact answer
-            gain = _of(noise, set().union(*(near[name] for name in names)))
-            if least + spent > _BUDGET or gain <= best * least * total:
+            key = tuple(names)
+            if key not in most:
+                most[key] = _of(noise, set().union(*(near[name] for name in names)))
+            if most[key] <= best * least * total:
                 continue
             left = quantized([*chosen, *names])
             added = cost.added(names, cost.in_float([*chosen, *names], left) - in_float)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from edgevision.graph import Graph, attributes
 from edgevision_calibration.bias_correction import corrected_biases
+from edgevision_calibration.integer_flow import GRID_KEEPING_OPS, data_inputs, quantized_tensors
 from edgevision_calibration.mixed_precision import Precise, precise_layers, stem_layers, thin_layers
 from edgevision_calibration.observe import CLIPPING_OPS, activated
 from edgevision_calibration.plan import ActivationQuant, QuantPlan
@@ -23,8 +24,6 @@ from edgevision_calibration.weights import LEAST_SCALE, weight_scales
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-# ops whose output lies on the grid of their input, so both must share one scale
-_GRID_KEEPING_OPS = frozenset({"MaxPool", "Concat", "Slice", "Reshape", "Transpose", "Flatten", "Squeeze"})
 _STEM_REASON = "so few channels run as fast in float"
 _DECODES_REASON = "it decodes what the last layers give"
 # a channel of a last layer's output has at least so many of its steps, or the output stays in float
@@ -90,7 +89,7 @@ def make_plan(
 
 
 class _Ranges:
-    """The scale of every tensor, each histogram looked at once."""
+    """The scale of every tensor."""
 
     def __init__(
         self, graph: Graph, table: CalibrationTable, scheme: QuantScheme, ranges: str | Mapping[str, str]
@@ -99,7 +98,6 @@ class _Ranges:
         self.table = table
         self.scheme = scheme
         self.ranges = ranges
-        self._found: dict[str, tuple[float, float]] = {}
 
     def of(self, names: list[str]) -> dict[str, ActivationQuant]:
         """Scales of ``names``; those that must share one do."""
@@ -107,17 +105,12 @@ class _Ranges:
         for group in _shared_scales(names, self.graph, self.scheme):
             low, high = 0.0, 0.0
             for name in group:
-                tensor_low, tensor_high = self._range(name)
+                method = range_method(self.ranges, name)
+                tensor_low, tensor_high = self.table.interval(name, method, symmetric=self.scheme.symmetric)
                 low, high = min(low, tensor_low), max(high, tensor_high)
             low, high = _within_clips(self.graph, group, low, high)
             activations.update(dict.fromkeys(group, activation_quant(low, high, self.scheme)))
         return activations
-
-    def _range(self, name: str) -> tuple[float, float]:
-        if name not in self._found:
-            method = range_method(self.ranges, name)
-            self._found[name] = method(self.table[name].histogram, symmetric=self.scheme.symmetric)
-        return self._found[name]
 
 
 def _quick_in_float(graph: Graph, scheme: QuantScheme) -> dict[str, str]:
@@ -209,87 +202,11 @@ def _are_alike(table: CalibrationTable, name: str) -> bool:
     return bool(((seen.channel_high - seen.channel_low) * 255 >= _LEAST_LEVELS * steps).all())
 
 
-def quantized_tensors(
-    graph: Graph,
-    compute: Iterable[NodeProto],
-    scheme: QuantScheme,
-    float_ops: Mapping[str, str],
-    exact: frozenset[str] | None = None,
-) -> list[str]:
-    """Activations that carry integers, in topological order.
-
-    The inputs of compute nodes always; their outputs where the scheme keeps chains integer
-    (``scheme.quantize_outputs``); and the outputs of integer ops all of whose inputs carry integers. Those of ``exact``
-    never do: by default all that lies behind the last layers, see `edgevision_calibration.tail`.
-    """
-    exact = tail_of(graph).tensors if exact is None else exact
-    passing = _passing(graph, compute, scheme, float_ops)
-    quantized = {node.input[0] for node in compute}
-    if scheme.quantize_outputs:
-        quantized.update(name for node in compute if (name := activated(graph, node)) is not None)
-    quantized -= exact
-    for node in passing:
-        if all(name in quantized for name in data_inputs(graph, node)) and (name := activated(graph, node)) is not None:
-            quantized.add(name)
-    # a grid-keeping op whose output is quantized wants integers on the way in as well
-    for node in reversed(passing):
-        if node.op_type in _GRID_KEEPING_OPS and node.output[0] in quantized:
-            quantized.update(data_inputs(graph, node))
-    order = [graph.input_name, *(name for node in graph.nodes for name in node.output)]
-    return _useful([name for name in order if name in quantized], graph, compute, scheme)
-
-
-def _passing(
-    graph: Graph, compute: Iterable[NodeProto], scheme: QuantScheme, float_ops: Mapping[str, str]
-) -> list[NodeProto]:
-    """Nodes that may pass integers on, in topological order.
-
-    Where chains are kept integer these need a layer on integers to come from: after a float layer a pooling, say, has
-    nothing to gain (ONNX Runtime's takes 14 times float's time there), and fewer values are left to round behind it.
-    """
-    tail = tail_of(graph).tensors
-    made: set[str | None] = {activated(graph, node) for node in compute}
-    passing = []
-    for node in graph.nodes:
-        inputs = data_inputs(graph, node)
-        if node.op_type not in scheme.integer_ops or node.name in float_ops or not inputs:
-            continue
-        if not tail.isdisjoint(node.output):
-            continue
-        if not scheme.quantize_outputs or any(name in made for name in inputs):
-            made.add(activated(graph, node))
-            passing.append(node)
-    return passing
-
-
-def _useful(names: list[str], graph: Graph, compute: Iterable[NodeProto], scheme: QuantScheme) -> list[str]:
-    """Tensors without those that no integer op makes (`compute`'s outputs) and none reads: they would round for
-    nothing."""
-    layers = {node.name for node in compute}
-    useful = {node.input[0] for node in compute}
-    if scheme.quantize_outputs:
-        useful.update(name for node in compute if (name := activated(graph, node)) is not None)
-    for node in reversed(graph.nodes):
-        # an op between two layers is worth its integers where somebody wants them
-        if node.op_type in scheme.integer_ops and node.name not in layers and _made(graph, node) & useful:
-            useful.update(data_inputs(graph, node))
-    return [name for name in names if name in useful]
-
-
-def _made(graph: Graph, node: NodeProto) -> set[str]:
-    return {name for name in (str(node.output[0]), activated(graph, node)) if name is not None}
-
-
-def data_inputs(graph: Graph, node: NodeProto) -> list[str]:
-    """Inputs of a node that are activations."""
-    return [name for name in node.input if name and name not in graph.initializers]
-
-
 def _shared_scales(names: list[str], graph: Graph, scheme: QuantScheme) -> list[list[str]]:
     """Group the tensors that must share one scale: what goes into and comes out of grid-keeping integer ops."""
     group_of = {name: [name] for name in names}
     for node in graph.nodes:
-        if node.op_type not in _GRID_KEEPING_OPS & scheme.integer_ops or node.output[0] not in group_of:
+        if node.op_type not in GRID_KEEPING_OPS & scheme.integer_ops or node.output[0] not in group_of:
             continue
         for name in data_inputs(graph, node):
             if name in group_of and group_of[name] is not group_of[node.output[0]]:

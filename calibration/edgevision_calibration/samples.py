@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +13,15 @@ import numpy.typing as npt
 from edgevision.errors import CalibrationError
 from edgevision.graph import Graph
 from edgevision_calibration.observe import observed_tensors, run_probe
-from edgevision_calibration.probe import Probe
+from edgevision_calibration.probe import Probe, Reading
+from edgevision_calibration.table import Digest, channel_sums
 
 _SEED = 0
 # pixels that are read of a large map for each that is drawn of them: the drawn ones must differ between pictures, or
 # what happens beside the grid (and at the borders, behind padding) is never seen
 _READ_PER_DRAWN = 16
+# of tensors with few channels more pixels are drawn: a histogram of all their values is made of these too
+_LEAST_VALUES = 1 << 11
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,17 @@ class ChannelSamples:
         lows: least value of every channel in every picture, float32 ``[pictures, C]``; 0 where a Relu, or a Clip at 0
             or above, lets no less through.
         highs: greatest one, float32 ``[pictures, C]``.
+        sums: sum of every channel over the pixels of every picture that were read, float32 ``[pictures, C]``.
         pixels: how many pixels the tensor has.
+        pixels_read: how many of them were read of every picture.
     """
 
     values: npt.NDArray[np.float32]
     lows: npt.NDArray[np.float32]
     highs: npt.NDArray[np.float32]
+    sums: npt.NDArray[np.float32]
     pixels: int
+    pixels_read: int
 
     @property
     def low(self) -> npt.NDArray[np.float32]:
@@ -59,8 +67,33 @@ class ChannelSamples:
 
     def moved(self, offsets: npt.NDArray[np.float64]) -> ChannelSamples:
         """The samples with ``offsets`` ``[C]`` added."""
-        added = offsets.astype(np.float32)
-        return ChannelSamples(self.values + added, self.lows + added, self.highs + added, self.pixels)
+        return self.rescaled(np.ones(len(offsets)), offsets)
+
+    def rescaled(self, factors: npt.NDArray[np.floating], offsets: npt.NDArray[np.float64]) -> ChannelSamples:
+        """The samples times ``factors`` ``[C]``, which may be negative, plus ``offsets`` ``[C]``."""
+        scaled, added = factors.astype(np.float32), offsets.astype(np.float32)
+        ends = (self.lows * scaled + added, self.highs * scaled + added)
+        return replace(
+            self,
+            values=self.values * scaled + added,
+            lows=np.where(scaled > 0, *ends),
+            highs=np.where(scaled > 0, *reversed(ends)),
+            sums=self.sums * scaled + added * np.float32(self.pixels_read),
+        )
+
+    def clipped(self, least: float, greatest: float) -> ChannelSamples:
+        """The samples behind a Clip; their sums stay, as what it cuts off is little."""
+        return replace(
+            self,
+            values=self.values.clip(least, greatest),
+            lows=self.lows.clip(least, greatest),
+            highs=self.highs.clip(least, greatest),
+        )
+
+    @property
+    def digest(self) -> Digest:
+        """What a calibration table takes in of them."""
+        return Digest(self.values.reshape(len(self.lows), -1), self.lows, self.highs, self.sums, self.pixels_read)
 
     @property
     def occupied(self) -> npt.NDArray[np.float64]:
@@ -82,36 +115,54 @@ def collect_samples(
     names = observed_tensors(graph)
     probe = Probe(graph, names, pixels=_READ_PER_DRAWN * pixels)
     generator = np.random.default_rng(_SEED)
-    values: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
-    lows: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
-    highs: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
+    kept: dict[str, _Kept] = {name: _Kept([], [], [], [], []) for name in names}
     seen = 0
     for batch, readings in run_probe(probe, graph.input_name, _first(batches, pictures), threads=threads):
         for reading in readings:
-            name, read = reading.name, reading.values.reshape(*reading.lows.shape, -1)
-            if read.shape[2] > pixels:
-                read = read[:, :, generator.integers(0, read.shape[2], pixels)]
-            drawn = np.moveaxis(read, 1, 2).reshape(-1, read.shape[1])
-            # what is NaN or infinite shows in a sum
-            if not math.isfinite(float(drawn.sum() + reading.lows.sum() + reading.highs.sum())):
-                raise CalibrationError(
-                    f"tensor {name!r}: an activation is NaN or infinite: check the weights and the calibration images"
-                )
-            values[name].append(drawn)
-            lows[name].append(reading.lows)
-            highs[name].append(reading.highs)
+            kept[reading.name].take(reading, pixels, generator)
         seen += len(batch)
     if seen == 0:
         raise CalibrationError("there are no calibration images: give --data a folder or data set that holds some")
-    return {
-        name: ChannelSamples(
-            np.concatenate(values[name]),
-            np.concatenate(lows[name]),
-            np.concatenate(highs[name]),
-            math.prod(side or 1 for side in graph.shapes[name][2:]),
+    return {name: kept[name].samples(math.prod(side or 1 for side in graph.shapes[name][2:])) for name in names}
+
+
+class _Kept(NamedTuple):
+    """What was kept of one tensor, picture by picture."""
+
+    values: list[npt.NDArray[np.float32]]
+    lows: list[npt.NDArray[np.float32]]
+    highs: list[npt.NDArray[np.float32]]
+    sums: list[npt.NDArray[np.float32]]
+    pixels_read: list[int]
+
+    def take(self, reading: Reading, pixels: int, generator: np.random.Generator) -> None:
+        """Draw at least ``pixels`` pixels of each picture."""
+        read = reading.values.reshape(*reading.lows.shape, -1)
+        wanted = max(pixels, _LEAST_VALUES // read.shape[1])
+        drawn = read[:, :, generator.integers(0, read.shape[2], wanted)] if read.shape[2] > wanted else read
+        sums, pixels_read = channel_sums(read)
+        # what is NaN or infinite shows in a sum
+        if not math.isfinite(float(sums.sum() + reading.lows.sum() + reading.highs.sum())):
+            raise CalibrationError(
+                f"tensor {reading.name!r}: an activation is NaN or infinite: check the weights and the calibration "
+                "images"
+            )
+        self.values.append(np.moveaxis(drawn, 1, 2).reshape(-1, read.shape[1]))
+        self.lows.append(reading.lows)
+        self.highs.append(reading.highs)
+        self.sums.append(sums)
+        self.pixels_read.append(pixels_read)
+
+    def samples(self, pixels: int) -> ChannelSamples:
+        """Those of a tensor of so many pixels."""
+        return ChannelSamples(
+            np.concatenate(self.values),
+            np.concatenate(self.lows),
+            np.concatenate(self.highs),
+            np.concatenate(self.sums),
+            pixels,
+            self.pixels_read[0],
         )
-        for name in names
-    }
 
 
 def _first(batches: Iterable[npt.NDArray[np.float32]], pictures: int) -> Iterator[npt.NDArray[np.float32]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,73 @@ from edgevision.dependencies import require
 from edgevision.errors import CalibrationError
 from edgevision.files import write_bytes, write_json
 from edgevision_calibration.histogram import Histogram
+from edgevision_calibration.ranges import RangeMethod
 
 SCHEMA_VERSION = 3
 # pictures are dealt out in turn to so many parts: leaving one out tells whether the ranges still grow
 PARTS = 4
 # about how many values of a tensor one picture brings into its histogram
-SAMPLES = 1 << 13
+SAMPLES = 1 << 12
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What a table takes in of one tensor ``[B, C, …]`` for some pictures.
+
+    Attributes:
+        values: some of its values, as many of each picture, float32 ``[B, samples]``.
+        lows: least value of every channel in every picture, float32 ``[B, C]``.
+        highs: greatest one, float32 ``[B, C]``.
+        sums: sum of every channel over ``pixels`` pixels of every picture, float32 ``[B, C]``.
+        pixels: how many pixels were summed in each.
+    """
+
+    values: npt.NDArray[np.float32]
+    lows: npt.NDArray[np.float32]
+    highs: npt.NDArray[np.float32]
+    sums: npt.NDArray[np.float32]
+    pixels: int
+
+    @classmethod
+    def of(
+        cls,
+        values: npt.NDArray[np.float32],
+        lows: npt.NDArray[np.float32] | None = None,
+        highs: npt.NDArray[np.float32] | None = None,
+    ) -> Digest:
+        """What was read of a tensor, all of it or a grid of its pixels, ``[B, C, …]``.
+
+        Its extremes ``[B, C]`` are those of the values where they are not told.
+        """
+        flat, by_channel = values.reshape(len(values), -1), values.reshape(*values.shape[:2], -1)
+        lows = by_channel.min(axis=2) if lows is None else lows
+        highs = by_channel.max(axis=2) if highs is None else highs
+        stride = max(1, flat.shape[1] // SAMPLES)
+        # with a divisor in common it would meet the same columns, or the same channels, again and again
+        while math.gcd(stride, flat.shape[1]) > 1:
+            stride += 1
+        return cls(flat[:, ::stride].copy(), lows, highs, *channel_sums(values))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Digest]) -> Digest:
+        """The pictures of several, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            np.concatenate([part.values for part in parts]),
+            np.concatenate([part.lows for part in parts]),
+            np.concatenate([part.highs for part in parts]),
+            np.concatenate([part.sums for part in parts]),
+            parts[0].pixels,
+        )
+
+
+def channel_sums(values: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], int]:
+    """Sum of every channel of ``[B, C, …]`` in every picture, float32 ``[B, C]``, and over how many pixels."""
+    by_channel = values.reshape(*values.shape[:2], -1)
+    pixels = by_channel.shape[2]
+    # a product with ones is several times as quick as a sum
+    return by_channel @ np.ones(pixels, np.float32), pixels
 
 
 @dataclass
@@ -32,7 +93,8 @@ class TensorStatistics:
     """What was seen of one activation tensor ``[B, C, …]``.
 
     Attributes:
-        histogram: about `SAMPLES` of its values from each picture; its ends are those of all values.
+        histogram: about `SAMPLES` of its values from each picture, or half of them from those that equalization
+            looked at; its ends are those of all values.
         channel_low: least value per channel, float32 ``[C]``.
         channel_high: greatest value per channel, float32 ``[C]``.
         channel_sum: sum per channel, float64 ``[C]``, over what was read of it (`edgevision_calibration.probe`).
@@ -86,45 +148,26 @@ class TensorStatistics:
         spans = [float(self.part_high[kept].max()) - float(self.part_low[kept].min()) for kept in others]
         return 1.0 - sum(spans) / (PARTS * span)
 
-    def update(
-        self,
-        values: npt.NDArray[np.float32],
-        lows: npt.NDArray[np.float32] | None = None,
-        highs: npt.NDArray[np.float32] | None = None,
-    ) -> None:
-        """Take in one batch.
-
-        Args:
-            values: the tensor, or the pixels of it that were read, float32 ``[B, C, …]``.
-            lows: least value of every channel in every picture, float32 ``[B, C]``; that of ``values`` by default.
-            highs: greatest one, float32 ``[B, C]``.
+    def update(self, seen: Digest) -> None:
+        """Take in some pictures.
 
         Raises:
             CalibrationError: a value is NaN or infinite.
         """
-        by_channel = values.reshape(values.shape[0], values.shape[1], -1)
-        lows = by_channel.min(axis=2) if lows is None else lows
-        highs = by_channel.max(axis=2) if highs is None else highs
-        # a product with ones is several times as quick as a sum
-        sums = by_channel @ np.ones(by_channel.shape[2], np.float32)
-        least, greatest = lows.min(axis=1).tolist(), highs.max(axis=1).tolist()
+        least, greatest = seen.lows.min(axis=1), seen.highs.max(axis=1)
         # what is NaN or infinite shows in a sum
-        if not math.isfinite(sum(least) + sum(greatest) + float(sums.sum())):
+        if not math.isfinite(float(least.sum()) + float(greatest.sum()) + float(seen.sums.sum())):
             raise CalibrationError("an activation is NaN or infinite: check the weights and the calibration images")
-        for picture in range(len(values)):
-            np.minimum(self.channel_low, lows[picture], out=self.channel_low)
-            np.maximum(self.channel_high, highs[picture], out=self.channel_high)
-            self.channel_sum += sums[picture]
-            part = (self.pictures + picture) % PARTS
-            self.part_low[part] = min(self.part_low[part], least[picture])
-            self.part_high[part] = max(self.part_high[part], greatest[picture])
-        self.pictures += len(values)
-        self.count_per_channel += by_channel.shape[0] * by_channel.shape[2]
-        self.histogram.count_pictures(least, greatest)
-        flat = values.reshape(len(values), -1)
-        # odd, so that even widths and channel counts do not make it meet the same columns again and again
-        stride = max(1, flat.shape[1] // SAMPLES) | 1
-        self.histogram.update(flat[:, ::stride], min(least), max(greatest))
+        np.minimum(self.channel_low, seen.lows.min(axis=0), out=self.channel_low)
+        np.maximum(self.channel_high, seen.highs.max(axis=0), out=self.channel_high)
+        self.channel_sum += seen.sums.sum(axis=0, dtype=np.float64)
+        part = np.arange(self.pictures, self.pictures + len(least)) % PARTS
+        np.minimum.at(self.part_low, part, least)
+        np.maximum.at(self.part_high, part, greatest)
+        self.pictures += len(least)
+        self.count_per_channel += len(least) * seen.pixels
+        self.histogram.count_pictures(least.tolist(), greatest.tolist())
+        self.histogram.update(seen.values, float(least.min()), float(greatest.max()))
 
 
 @dataclass
@@ -149,30 +192,39 @@ class CalibrationTable:
     source: str = ""
     findings: list[dict[str, str]] = field(default_factory=list)
     noise_gains: dict[str, float] = field(default_factory=dict)
+    _intervals: dict[tuple[str, RangeMethod, bool], tuple[float, float]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __getitem__(self, name: str) -> TensorStatistics:
         if name not in self.tensors:
             raise CalibrationError(f"tensor {name!r} was not observed; calibrate this graph again")
         return self.tensors[name]
 
-    def update(
-        self,
-        name: str,
-        values: npt.NDArray[np.float32],
-        lows: npt.NDArray[np.float32],
-        highs: npt.NDArray[np.float32],
-    ) -> None:
-        """Take in one batch of one tensor, as `TensorStatistics.update` does.
+    def update(self, name: str, seen: Digest) -> None:
+        """Take in what some pictures put into a tensor.
 
         Raises:
             CalibrationError: an activation is NaN or infinite; names the tensor.
         """
+        self._intervals.clear()
         if name not in self.tensors:
-            self.tensors[name] = TensorStatistics.empty(values.shape[1])
+            self.tensors[name] = TensorStatistics.empty(seen.lows.shape[1])
         try:
-            self.tensors[name].update(values, lows, highs)
+            self.tensors[name].update(seen)
         except CalibrationError as error:
             raise CalibrationError(f"tensor {name!r}: {error}") from None
+
+    def interval(self, name: str, method: RangeMethod, *, symmetric: bool) -> tuple[float, float]:
+        """Least and greatest value that a range method keeps of a tensor, found once for all the plans that ask for it.
+
+        Raises:
+            CalibrationError: the tensor was not observed.
+        """
+        key = (name, method, symmetric)
+        if key not in self._intervals:
+            self._intervals[key] = method(self[name].histogram, symmetric=symmetric)
+        return self._intervals[key]
 
     def save(self, folder: str | Path) -> Path:
         """Write ``table.json`` and ``table.safetensors`` into ``folder``, atomically.

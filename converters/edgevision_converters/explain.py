@@ -5,9 +5,9 @@ from __future__ import annotations
 from edgevision.bundle import PLAN, Bundle
 from edgevision.graph import Graph, attributes
 from edgevision.pipeline.workspace import Workspace
+from edgevision_calibration.integer_flow import data_inputs
 from edgevision_calibration.observe import activated
 from edgevision_calibration.plan import QuantPlan
-from edgevision_calibration.planning import data_inputs
 
 
 def explain(bundle: Bundle, graph: Graph | None = None) -> list[str]:

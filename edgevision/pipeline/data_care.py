@@ -36,5 +36,5 @@ def preprocess_findings(graph: Graph, task: str, preprocess: Preprocess, samples
         return scores
 
     chosen = evenly_spaced(samples, min(PREPROCESS_PICTURES, len(samples)))
-    pixels = [np.asarray(preprocess.geometry(to_image(sample.image))) for sample in chosen]
+    pixels = (np.asarray(preprocess.geometry(to_image(sample.image))) for sample in chosen)
     return check_preprocess(run, pixels, preprocess)

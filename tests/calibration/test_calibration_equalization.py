@@ -51,6 +51,25 @@ def test_the_function_stays_the_same(name):
 
 
 @pytest.mark.parametrize("name", NETS)
+def test_samples_are_those_of_the_rescaled_graph(name):
+    graph = NETS[name]()
+    equalized = equalize(graph, batches(IMAGES), threads=1)
+    table = table_of(equalized.graph, IMAGES)
+    assert set(equalized.samples) == set(table.tensors)
+    clips = any(node.op_type == "Clip" for node in graph.nodes)
+    for tensor, seen in table.tensors.items():
+        samples = equalized.samples[tensor]
+        # a Clip may cut a few of the greatest values more than it did; else the graphs differ by float32's rounding
+        slack = (0.05 if clips else 1e-4) * max(seen.high - seen.low, 1e-6)
+        np.testing.assert_allclose(samples.low, seen.channel_low, atol=slack)
+        np.testing.assert_allclose(samples.high, seen.channel_high, atol=slack)
+        means = samples.sums.sum(axis=0) / (len(samples.sums) * samples.pixels_read)
+        # of large maps a grid is read, another one than the table's
+        atol = slack if samples.pixels_read == samples.pixels else 0.1 * (seen.high - seen.low)
+        np.testing.assert_allclose(means, seen.channel_mean, atol=atol)
+
+
+@pytest.mark.parametrize("name", NETS)
 def test_tensors_are_what_they_were_times_factors_plus_offsets(name):
     graph = NETS[name]()
     equalized = equalize(graph, batches(IMAGES), threads=1)

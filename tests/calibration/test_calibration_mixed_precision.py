@@ -8,9 +8,10 @@ from calibration_nets import Builder, batches, pictures, residual, run, table_of
 
 from edgevision_calibration.equalization import equalize
 from edgevision_calibration.float_cost import FloatCost
+from edgevision_calibration.integer_flow import quantized_tensors
 from edgevision_calibration.mixed_precision import precise_layers, stem_layers, thin_layers
 from edgevision_calibration.observe import activated
-from edgevision_calibration.planning import make_plan, quantized_tensors
+from edgevision_calibration.planning import make_plan
 from edgevision_calibration.scheme import SCHEMES
 from edgevision_calibration.table import CalibrationTable
 from edgevision_converters.qdq import quantize_dequantize

@@ -15,7 +15,7 @@ from edgevision_calibration.planning import make_plan
 from edgevision_calibration.ranges.auto import METHODS, choose_ranges
 from edgevision_calibration.ranges.moving_average import moving_average_range
 from edgevision_calibration.scheme import scheme_for
-from edgevision_calibration.table import CalibrationTable, TensorStatistics
+from edgevision_calibration.table import CalibrationTable, Digest, TensorStatistics
 from edgevision_converters.canonical import canonicalize
 from tests.conformance.nets import picture, tiny_net
 
@@ -38,7 +38,7 @@ def table(graph, batches):
 def seen(values: np.ndarray, batch: int) -> Histogram:
     statistics = TensorStatistics.empty(values.shape[1])
     for start in range(0, len(values), batch):
-        statistics.update(values[start : start + batch])
+        statistics.update(Digest.of(values[start : start + batch]))
     return statistics.histogram
 
 

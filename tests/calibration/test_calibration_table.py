@@ -7,8 +7,9 @@ import pytest
 from calibration_nets import chain, pictures, table_of
 
 from edgevision.errors import CalibrationError
-from edgevision_calibration.observe import observe, observed_tensors
-from edgevision_calibration.table import SCHEMA_VERSION, CalibrationTable
+from edgevision_calibration.observe import observe, observed_tensors, run_probe
+from edgevision_calibration.probe import Probe
+from edgevision_calibration.table import SAMPLES, SCHEMA_VERSION, CalibrationTable, Digest, TensorStatistics
 
 
 def assert_equal(first, second):
@@ -97,3 +98,35 @@ def test_a_newer_table_asks_for_an_upgrade(tmp_path):
     path.write_text(json.dumps({**values, "schema_version": SCHEMA_VERSION + 1}))
     with pytest.raises(CalibrationError, match="newer edgevision"):
         CalibrationTable.open(folder)
+
+
+@pytest.mark.parametrize("width", [7, 8, 14, 28, 30])
+def test_a_histogram_meets_every_column_and_channel_alike(width):
+    shape = (1, 128, width, width)
+    for axis in (1, 2, 3):
+        values = np.zeros(shape, np.float32)
+        np.moveaxis(values, axis, 0)[1] = 1.0
+        statistics = TensorStatistics.empty(shape[1])
+        statistics.update(Digest.of(values))
+        histogram = statistics.histogram
+        share = histogram.counts[histogram.centers > 0.5].sum() / histogram.total
+        # one of so many; the last round of a stride may end before it
+        np.testing.assert_allclose(share, 1 / shape[axis], rtol=0.1)
+        assert histogram.total <= 2 * SAMPLES
+
+
+def test_pictures_known_before_count_as_if_they_had_been_run():
+    graph, images = chain(), pictures(6)
+    whole, first = observe(graph, [images], threads=1), {}
+    probe = Probe(graph, observed_tensors(graph))
+    for _, readings in run_probe(probe, graph.input_name, [images[:2]], threads=1):
+        first = {name: Digest.of(*read) for name, *read in readings}
+    begun = observe(graph, [images[2:]], threads=1, begun=first)
+    assert begun.images == 6
+    for name, seen in whole.tensors.items():
+        assert begun[name].pictures == 6
+        # another batch size may sum in another order: float32's last digits
+        np.testing.assert_allclose(seen.channel_high, begun[name].channel_high, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(seen.channel_mean, begun[name].channel_mean, rtol=1e-4, atol=1e-5)
+    # nothing is left to run
+    assert observe(graph, [], threads=1, begun=first).images == 2

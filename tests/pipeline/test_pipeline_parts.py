@@ -9,15 +9,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgevision.data import open_dataset
-from edgevision.data.base import Sample
+from edgevision.data.base import Sample, evenly_spaced
 from edgevision.errors import UsageError
 from edgevision.parity import compare
+from edgevision.pipeline.calibration import calibrate
 from edgevision.pipeline.golden import COUNT, float_thresholds, golden_pixels, quantized_thresholds
 from edgevision.pipeline.preprocessing import fit_preprocess
 from edgevision.pipeline.workspace import Workspace, digest_of, digest_of_samples
 from edgevision.preprocess import PRESETS, Preprocess
 from edgevision_calibration.observe import observe
 from edgevision_converters.canonical import canonicalize
+from edgevision_converters.export import Source
 from tests.conformance.nets import SIZE, tiny_net, write_pictures
 
 
@@ -129,3 +131,34 @@ def test_digests_tell_values_and_pictures_apart(tmp_path):
     assert digest_of_samples([one]) == digest_of_samples([two]) != before
     # the calibration pass will say what is wrong with a picture that is not there
     assert digest_of_samples([Sample(tmp_path / "gone.png", "3")])
+
+
+class _Counted:
+    """A data set that counts how often each sample is asked for."""
+
+    def __init__(self, count: int) -> None:
+        rng = np.random.default_rng(0)
+        self.samples = [Sample(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8), str(i)) for i in range(count)]
+        self.asked = np.zeros(count, int)
+        self.name, self.classes, self.labels = "counted", (), None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        self.asked[index] += 1
+        return self.samples[index]
+
+    def __iter__(self):
+        return (self[index] for index in range(len(self)))
+
+
+@pytest.mark.parametrize("equalize", [True, False])
+@pytest.mark.parametrize("count", [20, 80])
+def test_calibration_runs_every_picture_once(graph, count, equalize):
+    dataset = _Counted(count)
+    source = Source(graph, "net", None, (), "tensors", "a test")
+    _, table = calibrate(source, Preprocess((SIZE, SIZE)), evenly_spaced(dataset, None), equalize=equalize)
+    assert table.images == count
+    assert all(seen.pictures == count for seen in table.tensors.values())
+    assert dataset.asked.tolist() == [1] * count
