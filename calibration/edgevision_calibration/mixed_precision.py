@@ -9,23 +9,14 @@ from typing import TYPE_CHECKING
 
 from edgevision.graph import Graph, attributes
 from edgevision_calibration.float_cost import FloatCost
-from edgevision_calibration.scheme import QuantScheme
+from edgevision_calibration.scheme import QuantScheme, Stem
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-# integer kernels take their time from long sums over many channels; up to these, float is as quick. The layer that
-# reads the picture may make more: with its 64 in float SqueezeNet 1.1 took 0.41 of FP32's time in ONNX Runtime, else
-# 0.46.
-_STEM_CHANNELS = 32
-_FIRST_CHANNELS = 64
-_STEM_PRODUCTS = 32
-# What layers in float may add to the time of the net on integers. Nine hundredths go to MobileNetV2's last blocks,
-# which cost 7 to 11 in ONNX Runtime as measured, take away 38% of the noise and leave it as quick as other quantizers'
-# files; another block would make it slower than these.
-_BUDGET = 0.10
-# And each share of that time must take away so many times its share of the noise: SqueezeNet 1.1's best layers, whose
-# noise is spread evenly, have 0.5 to 1 and made it 1.7 times slower in OpenVINO; MobileNetV2's have 2.5 to 6.
+# Each share of the time that layers in float add must take away so many times its share of the noise: SqueezeNet 1.1's
+# best layers, whose noise is spread evenly, have 0.5 to 1 and made it 1.7 times slower in OpenVINO; MobileNetV2's have
+# 2.5 to 6.
 _LEAST_GAIN = 2.0
 # layers in a row that are tried together: an inverted residual has three
 _WINDOW = 4
@@ -36,13 +27,13 @@ _BETWEEN = frozenset({"Relu", "Clip", "HardSwish", "LeakyRelu", "Sigmoid"})
 Quantized = Callable[[Collection[str]], Collection[str]]
 
 
-def stem_layers(graph: Graph) -> list[str]:
+def stem_layers(graph: Graph, stem: Stem) -> list[str]:
     """Names of the convolutions from the input on that have few channels and short sums, one after the other.
 
     Three colours, or a depthwise filter over 32 channels, give a dot-product instruction little to add up; with
-    the rounding of a large picture before them such layers take longer on integers than in float. The walk ends
-    where the net forks, widens beyond 32 channels (64 for the layer that reads the picture), or sums over more than 32
-    products.
+    the rounding of a large picture before them such layers gain next to nothing on integers, and may even take longer;
+    and all that follows hears their rounding. The walk ends where the net forks, widens or sums beyond what ``stem``
+    says.
     """
     names: list[str] = []
     tensor = graph.input_name
@@ -52,7 +43,7 @@ def stem_layers(graph: Graph) -> list[str]:
             return names
         node = readers[0]
         if node.op_type == "Conv":
-            if not _is_slight(graph, node):
+            if not _is_slight(graph, node, stem):
                 return names
             names.append(node.name)
         elif node.op_type not in _BETWEEN:
@@ -74,13 +65,13 @@ def _density(graph: Graph, node: NodeProto) -> float:
     return float(weight.size / (read + weight.shape[0]))
 
 
-def _is_slight(graph: Graph, node: NodeProto) -> bool:
+def _is_slight(graph: Graph, node: NodeProto, stem: Stem) -> bool:
     weight = graph.initializers.get(node.input[1])
     if weight is None:
         return False
     channels = max(weight.shape[0], weight.shape[1] * attributes(node).get("group", 1))
-    most = _FIRST_CHANNELS if node.input[0] == graph.input_name else _STEM_CHANNELS
-    return bool(channels <= most and math.prod(weight.shape[1:]) <= _STEM_PRODUCTS)
+    most = stem.first_channels if node.input[0] == graph.input_name else stem.channels
+    return bool(channels <= most and math.prod(weight.shape[1:]) <= stem.products)
 
 
 @dataclass(frozen=True)
@@ -120,7 +111,7 @@ def precise_layers(
     detector's outputs, does not, and these have few pixels to compute. Runs of up to four layers compete by the noise
     they take away for the time they add: with their own products, all tensors that leave integers with them, further
     ones where earlier choices did not take them already (`FloatCost`). The best is left in float as long as its share
-    of the noise is `_LEAST_GAIN` times what it adds and all of them add at most `_BUDGET`.
+    of the noise is `_LEAST_GAIN` times what it adds and all of them add at most ``scheme.float_budget``.
 
     Args:
         graph: the canonical graph.
@@ -146,7 +137,7 @@ def precise_layers(
         best, best_run, found = _LEAST_GAIN, list[str](), Precise(0.0, 0.0, 0)
         for names in _runs([node.name for node in layers if node.name not in chosen]):
             least = cost.added(names, cost.around(names) - in_float)
-            if least + spent > _BUDGET:
+            if least + spent > scheme.float_budget:
                 continue
             # the most that could go for the least it could add is quick to tell, and spares most runs the exact answer
             key = tuple(names)
@@ -157,7 +148,7 @@ def precise_layers(
             left = quantized([*chosen, *names])
             added = cost.added(names, cost.in_float([*chosen, *names], left) - in_float)
             saved = (now - _of(noise, left)) / total
-            if added + spent <= _BUDGET and saved > best * added:
+            if added + spent <= scheme.float_budget and saved > best * added:
                 best, best_run, found = saved / added, names, Precise(saved, added, len(names))
         if not best_run:
             return chosen

@@ -24,7 +24,7 @@ from edgevision_calibration.weights import LEAST_SCALE, weight_scales
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-_STEM_REASON = "so few channels run as fast in float"
+_STEM_REASON = "so few channels run about as fast in float"
 _DECODES_REASON = "it decodes what the last layers give"
 # a channel of a last layer's output has at least so many of its steps, or the output stays in float
 _LEAST_LEVELS = 64
@@ -118,7 +118,7 @@ def _quick_in_float(graph: Graph, scheme: QuantScheme) -> dict[str, str]:
     candidates = {node.name for node in graph.nodes if _may_take_integers(graph, node, scheme)}
     found: dict[str, str] = {}
     for names, reason in (
-        (stem_layers(graph) if scheme.float_stem else [], _STEM_REASON),
+        (stem_layers(graph, scheme.stem) if scheme.stem else [], _STEM_REASON),
         (thin_layers(graph, scheme.least_products), _THIN_REASON),
     ):
         also = {**found, **dict.fromkeys((name for name in names if name in candidates), reason)}

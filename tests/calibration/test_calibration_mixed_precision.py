@@ -19,6 +19,8 @@ from edgevision_converters.qdq import quantize_dequantize
 # small tensors at the end of a wide net, as those of MobileNetV2 after its last stride
 CHANNELS = 48
 
+STEM = SCHEMES["onnxruntime"].stem
+
 
 def tall_net():
     b = Builder()
@@ -51,7 +53,7 @@ def test_a_stem_ends_where_the_net_widens():
     x = b.relu6(b.conv(x, 96))
     graph = b.graph(b.head(x))
     convolutions = [node.name for node in graph.nodes if node.op_type == "Conv"]
-    assert stem_layers(graph) == convolutions[:3]
+    assert stem_layers(graph, STEM) == convolutions[:3]
 
 
 def test_a_stem_ends_where_the_net_forks():
@@ -59,21 +61,21 @@ def test_a_stem_ends_where_the_net_forks():
     x = b.conv("images", 8, 3)
     y = b.op("Add", b.conv(x, 8, 3, group=8), x)
     graph = b.graph(b.head(y))
-    assert stem_layers(graph) == [graph.nodes[0].name]
+    assert stem_layers(graph, STEM) == [graph.nodes[0].name]
 
 
 @pytest.mark.parametrize(("channels", "kernel"), [(65, 1), (16, 7)])
 def test_wide_layers_and_long_sums_are_no_stem(channels, kernel):
     b = Builder()
     graph = b.graph(b.head(b.conv("images", channels, kernel)))
-    assert stem_layers(graph) == []
+    assert stem_layers(graph, STEM) == []
 
 
 def test_only_the_layer_that_reads_the_picture_may_make_more_channels():
     b = Builder()
     x = b.relu(b.conv("images", 64, 3))
     graph = b.graph(b.head(b.relu(b.conv(x, 64, 3, group=64))))
-    assert stem_layers(graph) == [graph.nodes[0].name]
+    assert stem_layers(graph, STEM) == [graph.nodes[0].name]
 
 
 def test_a_net_that_is_all_stem_runs_on_integers():
@@ -176,7 +178,7 @@ def test_float_layers_keep_within_their_time(target):
 def test_tensors_that_only_float_layers_read_are_not_rounded():
     graph = residual()
     last = layers_of(graph)[-2]
-    scheme = dataclasses.replace(SCHEMES["onnxruntime"], float_stem=False)
+    scheme = dataclasses.replace(SCHEMES["onnxruntime"], stem=None)
     table = table_of(graph)
     assert last.input[0] in make_plan(graph, table, scheme).activations
     plan = make_plan(graph, table, scheme, keep_float={last.name: "asked for"})

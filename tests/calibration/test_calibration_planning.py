@@ -80,7 +80,7 @@ def test_concatenated_tensors_share_a_scale():
 
 
 # ONNX Runtime's scheme for nets whose few channels all count as stem
-WITHOUT_STEM = dataclasses.replace(SCHEMES["onnxruntime"], float_stem=False)
+WITHOUT_STEM = dataclasses.replace(SCHEMES["onnxruntime"], stem=None)
 
 
 def test_ranges_end_at_the_clip():

@@ -103,7 +103,7 @@ def test_the_method_with_the_least_error_is_chosen(graph, table, batches, target
 
 def test_the_error_is_that_of_the_readers_output(graph, table, batches):
     # the input is rounded for the first layer only where that is no float stem
-    scheme = replace(scheme_for("openvino"), float_stem=False)
+    scheme = replace(scheme_for("openvino"), stem=None)
     choices = choose_ranges(graph, table, scheme, batches[:4], threads=1)
     plan = make_plan(graph, table, scheme, ranges="percentile")
     quant = plan.activations["images"]

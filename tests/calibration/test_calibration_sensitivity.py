@@ -29,7 +29,7 @@ def batches():
 
 @pytest.fixture(scope="module")
 def plan(graph, batches):
-    return make_plan(graph, observe(graph, batches, threads=1), scheme_for("openvino"))
+    return make_plan(graph, observe(graph, batches, threads=1), replace(scheme_for("openvino"), stem=None))
 
 
 @pytest.fixture(scope="module")

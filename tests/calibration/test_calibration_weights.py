@@ -14,6 +14,9 @@ from edgevision_calibration.scheme import SCHEMES
 from edgevision_calibration.weights import along, best_steps, per_input, quantize_weight, weight_axis
 from edgevision_converters.qdq import quantize_dequantize
 
+# small nets have few channels throughout, and all layers are to run on integers here
+WITHOUT_STEM = replace(SCHEMES["openvino"], stem=None)
+
 
 def errors(weight, steps):
     rounded = np.clip(np.rint(weight / steps[:, None, None]), -127, 127) * steps[:, None, None]
@@ -42,7 +45,7 @@ def test_one_step_per_group_where_that_is_all_an_engine_stores(target):
     y = b.conv(x, 12, 3, group=2)
     graph = b.graph(b.head(b.relu(y)))
     # so few channels would stay in float
-    plan = make_plan(graph, table_of(graph), replace(SCHEMES[target], float_stem=False, least_products=0.0))
+    plan = make_plan(graph, table_of(graph), replace(SCHEMES[target], stem=None, least_products=0.0))
     node = next(node for node in graph.nodes if node.output[0] == y)
     steps = plan.weights[node.input[1]]
     assert len(steps) == 12
@@ -81,7 +84,7 @@ def test_the_view_by_inputs_is_the_nodes_own_arithmetic():
 def test_corrected_biases_leave_the_means_where_they_were(name):
     graph, images = NETS[name](), pictures(16)
     table = table_of(graph, images)
-    plan = make_plan(graph, table, SCHEMES["openvino"], bias_correction=False)
+    plan = make_plan(graph, table, WITHOUT_STEM, bias_correction=False)
     biases = corrected_biases(graph, plan, table)
     compute = [node for node in graph.nodes if node.op_type in {"Conv", "Gemm"}]
     assert set(biases) == {node.name for node in compute}
@@ -109,7 +112,7 @@ def test_correction_takes_the_mean_error_off_the_outputs():
     table = table_of(graph, images)
     coarse = {}
     for corrected in (False, True):
-        plan = make_plan(graph, table, SCHEMES["openvino"], bias_correction=False)
+        plan = make_plan(graph, table, WITHOUT_STEM, bias_correction=False)
         # 4-bit steps, so that rounding shows
         for name in plan.weights:
             plan.weights[name] *= 16

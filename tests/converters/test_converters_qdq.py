@@ -81,7 +81,7 @@ def simulated(graph, plan, images):
 @pytest.mark.parametrize("correction", [False, True])
 def test_the_graph_computes_what_the_plan_says(target, correction):
     graph = pointwise()
-    scheme = replace(SCHEMES[target], float_stem=False, least_products=0.0)  # all layers are to run on integers here
+    scheme = replace(SCHEMES[target], stem=None, least_products=0.0)  # all layers are to run on integers here
     plan = make_plan(graph, table_of(graph, IMAGES), scheme, bias_correction=correction)
     model = quantize_dequantize(graph, plan)
     onnx.checker.check_model(model)
@@ -111,7 +111,7 @@ def test_every_net_gets_a_valid_graph(name, target):
 
 @pytest.mark.parametrize("target", SCHEMES)
 def test_weights_and_biases_are_stored_as_the_scheme_wants(target):
-    scheme = replace(SCHEMES[target], float_stem=False, least_products=0.0)
+    scheme = replace(SCHEMES[target], stem=None, least_products=0.0)
     graph = pointwise()
     plan = make_plan(graph, table_of(graph, IMAGES), scheme)
     model = quantize_dequantize(graph, plan)
@@ -168,7 +168,7 @@ def test_who_reads_the_rounded_tensor_is_the_schemes_to_say(target):
     y = b.conv(x, 6)
     added = b.op("Add", x, y)
     graph = b.graph(b.head(b.relu(added)))
-    scheme = replace(SCHEMES[target], float_stem=False, least_products=0.0)
+    scheme = replace(SCHEMES[target], stem=None, least_products=0.0)
     plan = make_plan(graph, table_of(graph, IMAGES), scheme)
     assert x in plan.activations
     nodes = {node.name: node for node in quantize_dequantize(graph, plan).graph.node}

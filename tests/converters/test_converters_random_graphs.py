@@ -91,7 +91,7 @@ class Case:
 
     def plan(self, target: str) -> QuantPlan:
         """Everything on integers that the target can: speed is not the question here."""
-        return make_plan(self.equalized, self.table, replace(scheme_for(target), float_stem=False, least_products=0.0))
+        return make_plan(self.equalized, self.table, replace(scheme_for(target), stem=None, least_products=0.0))
 
     def convert(self, target, graph, precision, folder, plan=None):
         return CONVERTERS.resolve(target)(ConversionRequest(graph, precision, plan, folder, 120.0))
