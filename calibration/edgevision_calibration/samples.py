@@ -123,7 +123,8 @@ def collect_samples(
         seen += len(batch)
     if seen == 0:
         raise CalibrationError("there are no calibration images: give --data a folder or data set that holds some")
-    return {name: kept[name].samples(math.prod(side or 1 for side in graph.shapes[name][2:])) for name in names}
+    # each tensor's parts are let go as they are joined
+    return {name: kept.pop(name).samples(math.prod(side or 1 for side in graph.shapes[name][2:])) for name in names}
 
 
 class _Kept(NamedTuple):

@@ -49,6 +49,13 @@ def tail_of(graph: Graph) -> Tail:
     return _found[graph]
 
 
+def is_decoded(graph: Graph) -> bool:
+    """Whether something is computed of what the last layers give, rather than moved at most."""
+    tail = tail_of(graph)
+    behind = [node for node in graph.nodes if not tail.tensors.isdisjoint(node.output)]
+    return any(node.op_type not in _MOVING and not _is_layer(graph, node) for node in behind)
+
+
 def _look(graph: Graph) -> Tail:
     layers = [node for node in graph.nodes if _is_layer(graph, node)]
     means = [node for node in layers if _is_mean(graph, node)]

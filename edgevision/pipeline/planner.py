@@ -11,7 +11,7 @@ from edgevision.data import batches
 from edgevision.data.base import Subset, evenly_spaced
 from edgevision.errors import CalibrationError
 from edgevision.pipeline.calibration import calibrate
-from edgevision.pipeline.quantize import reconstructed
+from edgevision.pipeline.long_method import learn_long
 from edgevision.pipeline.workspace import Workspace, digest_of, digest_of_samples
 from edgevision.preprocess import Preprocess
 from edgevision.progress import Progress
@@ -83,7 +83,9 @@ class Planner:
         if self.options.method != "long":
             return graph, self.plan(target, keep_float)
         if target not in self._learned:
-            self._learned[target] = reconstructed(self, graph, self.plan(target))
+            assert self.samples is not None
+            root = self.workspace.root / "long"
+            self._learned[target] = learn_long(graph, self.plan(target), self.preprocess, self.samples, root)
         if not keep_float:
             return self._learned[target]
         return partly_learned(*self._learned[target], graph, self.plan(target, keep_float))

@@ -15,11 +15,11 @@ from edgevision.data import batches, open_dataset
 from edgevision.data.base import Dataset, Subset, evenly_spaced
 from edgevision.dependencies import require
 from edgevision.errors import CalibrationError, UsageError
-from edgevision.files import write_text
 from edgevision.pipeline.calibration import calibrate, observed
 from edgevision.pipeline.keep_float import layers_in_float
+from edgevision.pipeline.long_method import learn_long
 from edgevision.pipeline.preprocessing import fit_preprocess
-from edgevision.pipeline.workspace import digest_of, digest_of_samples
+from edgevision.pipeline.workspace import digest_of_samples
 from edgevision.preprocess import Preprocess
 from edgevision.progress import Progress
 from edgevision.registry import unknown_name
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from edgevision.checkpoint import Checkpoint
     from edgevision.graph import Graph
-    from edgevision.pipeline.planner import Planner
     from edgevision_calibration.plan import QuantPlan
     from edgevision_calibration.qat.model import QuantizedModel
     from edgevision_calibration.qat.train import QatConfig, QatData
@@ -179,11 +178,9 @@ class _Job:
             return QuantizedModel.open(self.out)
         graph, plan = self._calibrated()
         if self.options.method == "long":
-            from edgevision_calibration.reconstruction import ReconstructionConfig, reconstruct
-
-            config = ReconstructionConfig(seed=self.options.seed)
-            pictures = (batch for batch, _ in batches(self._calibration_set(), self.preprocess, 1))
-            graph, plan = reconstruct(graph, plan, pictures, config=config)
+            graph, plan = learn_long(
+                graph, plan, self.preprocess, self._calibration_set(), folder.state.parent, seed=self.options.seed
+            )
         elif self.options.method == "qat":
             graph, plan = self._train(graph, plan, folder.state)
         table = observed(graph, self.preprocess, self._calibration_set())
@@ -377,25 +374,6 @@ def trained_source(model: QuantizedModel) -> Source:
     from edgevision_converters.export import Source
 
     return Source(model.original, model.name, model.preprocess, model.classes, model.task, model.description)
-
-
-def reconstructed(job: Planner, graph: Graph, plan: QuantPlan) -> tuple[Graph, QuantPlan]:
-    """A graph and plan after the long method, from the workspace where an earlier call left them."""
-    from edgevision.graph import Graph
-    from edgevision_calibration.plan import QuantPlan
-    from edgevision_calibration.reconstruction import ReconstructionConfig, reconstruct
-
-    config = ReconstructionConfig()
-    folder = job.workspace.root / "long" / digest_of(graph.sha256, plan.to_json(), vars(config), __version__)
-    if (folder / "plan.json").exists():
-        found, learned = Graph.open(folder / "graph.onnx"), QuantPlan.from_json((folder / "plan.json").read_bytes())
-        if found.sha256 == learned.graph_sha256:
-            return found, learned
-    result = reconstruct(graph, plan, job.few_pictures(config.pictures), config=config)
-    result[0].save(folder / "graph.onnx")
-    # the plan comes last: where it is, the graph is whole
-    write_text(folder / "plan.json", result[1].to_json())
-    return result
 
 
 class _Labelled:

@@ -148,7 +148,7 @@ def test_convert_by_the_long_method_goes_on_where_it_stopped(run, tmp_path, monk
     from edgevision_calibration import reconstruction
 
     folder, _, _ = run
-    monkeypatch.setattr(reconstruction.ReconstructionConfig, "__init__", lambda self: quick(self))
+    monkeypatch.setattr(reconstruction.ReconstructionConfig, "__init__", lambda self, **_: quick(self))
 
     def quick(self):
         for name, value in {

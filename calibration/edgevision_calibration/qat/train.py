@@ -134,6 +134,8 @@ def train_quantized(
     config: QatConfig,
     classification: bool,
     state: Path | None = None,
+    teacher: Graph | None = None,
+    label: str = "qat",
 ) -> QatResult:
     """Fine-tune a quantized graph to answer as it does in float.
 
@@ -147,6 +149,8 @@ def train_quantized(
         config: settings.
         classification: whether the first output holds logits (KL divergence) rather than values (squared error).
         state: file to resume from and to keep the state of every epoch in.
+        teacher: what is answered like, in float; by default ``graph``, whose weights may have been learned already.
+        label: what the progress bar says.
 
     Raises:
         UsageError: a label weight without labels, or for something else than classification.
@@ -155,9 +159,9 @@ def train_quantized(
     """
     if config.label_weight and not classification:
         raise UsageError("label_weight is for classification; other tasks learn from the float network: leave it 0")
-    run = _Run(graph, plan, data, config, classification)
+    run = _Run(graph, plan, data, config, classification, teacher or graph)
     progress = run.restore(state) if state is not None and state.exists() else run.begin()
-    with torch.random.fork_rng(devices=[]), Progress("qat", config.epochs * data.steps) as bar:
+    with torch.random.fork_rng(devices=[]), Progress(label, config.epochs * data.steps) as bar:
         bar.advance(progress.step)
         while progress.epoch < config.epochs:
             run.train_epoch(progress, bar)
@@ -169,14 +173,22 @@ def train_quantized(
 class _Run:
     """Student, teacher and optimizer of one training."""
 
-    def __init__(self, graph: Graph, plan: QuantPlan, data: QatData, config: QatConfig, classification: bool) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        plan: QuantPlan,
+        data: QatData,
+        config: QatConfig,
+        classification: bool,
+        teacher: Graph,
+    ) -> None:
         learn = set()
         if config.lr > 0:
             learn.add("weights")
         if config.step_lr > 0:
             learn |= {"weight_steps", "activation_steps"}
         self.student = FakeQuantGraph(graph, plan, learn=frozenset(learn))
-        self.teacher = TorchGraph(graph)
+        self.teacher = TorchGraph(teacher)
         self.data, self.config, self.classification = data, config, classification
         weights = [*self.student.weight_changes, *self.student.bias_changes]
         steps = [*self.student.step_changes, *self.student.weight_step_changes]
