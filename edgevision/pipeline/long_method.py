@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgevision_calibration.qat.train import LabelledBatch, QatData
 
 # passes over the pictures, and pictures at a time: more gain little, and take their time
-_EPOCHS, _BATCH = 6, 16
+_EPOCHS, _BATCH = 8, 16
 # rates at which MobileNetV2 learned most: weights in units of their steps, steps relative to themselves
 _LR, _STEP_LR = 0.005, 1e-4
 # activations that may be held at a time, in values: about 12 bytes for each, with what their gradients need
@@ -89,8 +89,10 @@ def _tuned(
     seed: int,
 ) -> tuple[Graph, QuantPlan]:
     """The net of ``graph`` and ``plan`` taught the answers that ``original`` gives in float."""
+    from edgevision_calibration.adaround import loosened
     from edgevision_calibration.qat.train import QatConfig, train_quantized
 
+    graph, plan = loosened(original, graph, plan)
     size = max(1, min(_BATCH, _MOST_VALUES // max(_values(graph), 1)))
     config = QatConfig(epochs=_EPOCHS, batch_size=size, lr=_LR, step_lr=_STEP_LR, seed=seed)
     data = _pictures(samples, preprocess, config.batch_size, seed)
