@@ -16,6 +16,7 @@ from edgevision_calibration.factors import choose_factors, kept_interval
 from edgevision_calibration.noise import noise_gains
 from edgevision_calibration.planning import clip_bounds
 from edgevision_calibration.samples import ChannelSamples, collect_samples
+from edgevision_calibration.table import CalibrationTable
 from edgevision_calibration.weights import along, per_input, weight_axis
 
 if TYPE_CHECKING:
@@ -46,6 +47,14 @@ class Equalized:
     offsets: Mapping[str, npt.NDArray[np.float64]]
     noise_gains: Mapping[str, float] = field(default_factory=dict)
     samples: Mapping[str, ChannelSamples] = field(default_factory=dict)
+
+    def table(self) -> CalibrationTable:
+        """What the pictures put into the tensors of ``graph``: where calibration with other pictures goes on."""
+        table = CalibrationTable(self.graph.sha256, noise_gains=dict(self.noise_gains))
+        for name, seen in self.samples.items():
+            table.update(name, seen.digest)
+            table.images = len(seen.lows)
+        return table
 
     @property
     def report(self) -> str:

@@ -33,7 +33,7 @@ _CLIP_WEIGHT = 6.0
 _CLIPS = np.linspace(0.3, 1.0, 8)
 _PEAK_PIXELS = 4.0
 _LEVELS = 255.0
-_STEPS = 40
+_STEPS = 60
 # a maximum that can be differentiated: the norm of this order (a power of two is quick)
 _ORDER = 16
 # the error of a weight is the same at every pixel, so it averages out less than that of rounding

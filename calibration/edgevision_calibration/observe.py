@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -133,7 +133,7 @@ def observe(
     preprocess_digest: str = "",
     source: str = "",
     threads: int = 0,
-    begun: Mapping[str, Digest] | None = None,
+    begun: CalibrationTable | None = None,
 ) -> CalibrationTable:
     """Run every batch once and collect the statistics of `observed_tensors`.
 
@@ -145,15 +145,15 @@ def observe(
         preprocess_digest: hash of their preprocess, kept for provenance.
         source: what they are, kept for provenance.
         threads: pictures that run at once, a thread each; 0 for all cores, up to 4.
-        begun: tensor name → what is known already that other pictures put into it.
+        begun: what is known of this graph already, from other pictures; it is gone on with.
 
     Raises:
-        CalibrationError: no pictures, or an activation is NaN or infinite.
+        CalibrationError: no pictures, an activation is NaN or infinite, or ``begun`` is another graph's.
     """
-    table = CalibrationTable(graph.sha256, preprocess_digest, source=source)
-    for name, seen in (begun or {}).items():
-        table.update(name, seen)
-        table.images = len(seen.lows)
+    table = begun or CalibrationTable(graph.sha256)
+    if table.graph_sha256 != graph.sha256:
+        raise CalibrationError("the table that was begun is another graph's; calibrate this graph from the start")
+    table.preprocess_digest, table.source = preprocess_digest, source
     batches = iter(batches)
     first = next(batches, None)
     if first is not None:

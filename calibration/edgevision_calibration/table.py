@@ -186,7 +186,7 @@ class CalibrationTable:
     """
 
     graph_sha256: str
-    preprocess_digest: str
+    preprocess_digest: str = ""
     images: int = 0
     tensors: dict[str, TensorStatistics] = field(default_factory=dict)
     source: str = ""

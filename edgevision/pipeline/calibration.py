@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,13 +10,14 @@ import numpy as np
 from edgevision.data import batches
 from edgevision.data.base import Subset, evenly_spaced
 from edgevision.pipeline.data_care import preprocess_findings
+from edgevision.pipeline.memory import give_back_memory
 from edgevision.preprocess import Preprocess
 from edgevision.progress import track
 
 if TYPE_CHECKING:
     from edgevision.graph import Graph
     from edgevision_calibration.diagnostics import PictureWatch
-    from edgevision_calibration.table import CalibrationTable, Digest
+    from edgevision_calibration.table import CalibrationTable
     from edgevision_converters.export import Source
 
 
@@ -38,20 +39,27 @@ def calibrate(
     from edgevision_calibration import equalization
     from edgevision_calibration.diagnostics import PictureWatch, diagnose
 
-    watch = PictureWatch()
+    watch, graph, begun = PictureWatch(), source.graph, None
+    others = samples
     if equalize:
-        few, others = _parted(samples, equalization.PICTURES)
-        equalized = equalization.equalize(source.graph, watch.watch(_pictures(few, preprocess, "equalize")))
-    else:
-        equalized = equalization.Equalized(source.graph, {}, {})
-    graph, known = equalized.graph, equalized.samples
-    begun = {name: seen.digest for name, seen in known.items()}
-    table = observed(graph, preprocess, others if begun else samples, watch, begun)
+        few, rest = _parted(samples, equalization.PICTURES)
+        graph, begun = _equalized(graph, watch.watch(_pictures(few, preprocess, "equalize")))
+        give_back_memory()
+        others = rest if begun.images else samples
+    table = observed(graph, preprocess, others, watch, begun)
     findings = diagnose(table, graph, watch)
     findings += preprocess_findings(source.graph, source.task, preprocess, samples)
     table.findings = [finding.to_dict() for finding in findings]
-    table.noise_gains = dict(equalized.noise_gains)
+    give_back_memory()
     return graph, table
+
+
+def _equalized(graph: Graph, pictures: Iterable[Any]) -> tuple[Graph, CalibrationTable]:
+    """The rescaled graph and what its pictures put into it; their samples take memory, and stay here."""
+    from edgevision_calibration.equalization import equalize
+
+    equalized = equalize(graph, pictures)
+    return equalized.graph, equalized.table()
 
 
 def _parted(samples: Subset, count: int) -> tuple[Subset, Subset]:
@@ -66,7 +74,7 @@ def observed(
     preprocess: Preprocess,
     samples: Subset,
     watch: PictureWatch | None = None,
-    begun: Mapping[str, Digest] | None = None,
+    begun: CalibrationTable | None = None,
 ) -> CalibrationTable:
     """One pass of the pictures through a graph as it is.
 
@@ -75,7 +83,7 @@ def observed(
         preprocess: how pictures become its input.
         samples: the pictures.
         watch: sees them go by.
-        begun: tensor name → what other pictures put into it.
+        begun: what other pictures put into the graph.
 
     Raises:
         CalibrationError: no pictures, or an activation is NaN or infinite.

@@ -7,8 +7,7 @@ import pytest
 from calibration_nets import chain, pictures, table_of
 
 from edgevision.errors import CalibrationError
-from edgevision_calibration.observe import observe, observed_tensors, run_probe
-from edgevision_calibration.probe import Probe
+from edgevision_calibration.observe import observe, observed_tensors
 from edgevision_calibration.table import SAMPLES, SCHEMA_VERSION, CalibrationTable, Digest, TensorStatistics
 
 
@@ -115,18 +114,34 @@ def test_a_histogram_meets_every_column_and_channel_alike(width):
         assert histogram.total <= 2 * SAMPLES
 
 
-def test_pictures_known_before_count_as_if_they_had_been_run():
+def test_a_table_that_was_begun_is_gone_on_with():
     graph, images = chain(), pictures(6)
-    whole, first = observe(graph, [images], threads=1), {}
-    probe = Probe(graph, observed_tensors(graph))
-    for _, readings in run_probe(probe, graph.input_name, [images[:2]], threads=1):
-        first = {name: Digest.of(*read) for name, *read in readings}
-    begun = observe(graph, [images[2:]], threads=1, begun=first)
+    whole = observe(graph, [images], threads=1)
+    begun = observe(graph, [images[2:]], threads=1, begun=observe(graph, [images[:2]], threads=1))
     assert begun.images == 6
     for name, seen in whole.tensors.items():
         assert begun[name].pictures == 6
         # another batch size may sum in another order: float32's last digits
         np.testing.assert_allclose(seen.channel_high, begun[name].channel_high, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(seen.channel_mean, begun[name].channel_mean, rtol=1e-4, atol=1e-5)
-    # nothing is left to run
-    assert observe(graph, [], threads=1, begun=first).images == 2
+    # where nothing is left to run it is done
+    assert observe(graph, [], threads=1, begun=begun).images == 6
+    with pytest.raises(CalibrationError, match="another graph's"):
+        observe(graph, [images], threads=1, begun=CalibrationTable("0" * 64))
+
+
+def test_an_interval_is_found_once_and_anew_when_pictures_come():
+    table, asked = table_of(chain()), []
+
+    def method(histogram, *, symmetric):
+        asked.append(symmetric)
+        return -1.0, histogram.high
+
+    name = next(iter(table.tensors))
+    assert table.interval(name, method, symmetric=True) == table.interval(name, method, symmetric=True)
+    table.interval(name, method, symmetric=False)
+    assert asked == [True, False]
+    seen = table[name]
+    far = np.full((1, len(seen.channel_high), 2, 2), 2 * abs(seen.high) + 1, np.float32)
+    table.update(name, Digest.of(far))
+    assert table.interval(name, method, symmetric=True)[1] == far.max()
