@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--val-data", metavar="KIND:PATH", help="pictures to measure the loss on, best with labels")
     parser.add_argument("--time-budget", type=float, metavar="S", help="seconds for each target: calibration, "
                         "learned rounding and the search of --max-drop, which has what the others leave")  # fmt: skip
-    parser.add_argument("--method", default="default", help="default, or long: learn the rounding of weights (minutes)")
+    parser.add_argument("--method", default="default", help="default, or long: learn weights and steps (minutes)")
     parser.add_argument("--compress", nargs="?", const=_SHARED_BITS, metavar="BITS", help="store packed bundles; "
                         f"weights share 2^BITS values a layer (1 to 8, by default {_SHARED_BITS}; with --data they "
                         "lose less), or 'lossless': nothing changes but the size")  # fmt: skip

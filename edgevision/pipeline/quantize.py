@@ -42,7 +42,8 @@ class QuantizeOptions:
     """How `quantize` works, besides what it quantizes.
 
     Attributes:
-        method: ``default`` (calibration alone), ``long`` (rounding learned block by block) or ``qat``.
+        method: ``default`` (calibration alone), ``long`` (weights and steps learned block by
+            block and then together, from the calibration pictures) or ``qat``.
         calibration_images: pictures the ranges are taken from, spread evenly over the data.
         ranges: range method.
         equalize: balance the ranges of channels first.
