@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +57,11 @@ class _Tensor:
     bound: float
     peak: Array
     trough: Array
+
+    @cached_property
+    def signed(self) -> bool:
+        """Whether anything of it is below zero."""
+        return bool(self.below.any())
 
 
 @dataclass(frozen=True)
@@ -297,7 +303,7 @@ def _noise(logs: Array, tensors: list[_Tensor], readers: list[_Reader]) -> tuple
     for tensor in tensors:
         own = factors[tensor.index]
         above, above_share = _maximum(own * tensor.above)
-        below, below_share = _maximum(own * tensor.below)
+        below, below_share = _maximum(own * tensor.below) if tensor.signed else (0.0, np.zeros_like(own))
         if above >= tensor.bound:
             above, above_share = tensor.bound, np.zeros_like(above_share)
         extent = max(above + below, 1e-30)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from edgevision.graph import Graph, attributes
 from edgevision_calibration.float_cost import FloatCost
@@ -23,6 +24,8 @@ _WINDOW = 4
 # activations that lie between two layers of a stem without leaving the channel
 _BETWEEN = frozenset({"Relu", "Clip", "HardSwish", "LeakyRelu", "Sigmoid"})
 
+# graph → layer → tensors around it, which all targets ask for
+_neighbours: WeakKeyDictionary[Graph, dict[str, set[str]]] = WeakKeyDictionary()
 # compute nodes that stay in float → the tensors that a plan then quantizes
 Quantized = Callable[[Collection[str]], Collection[str]]
 
@@ -130,7 +133,8 @@ def precise_layers(
     if total <= 0 or len(layers) <= _WINDOW:
         return chosen
     cost = FloatCost(graph, layers, carried, scheme)
-    near = {node.name: _around(graph, node) for node in layers}
+    near = _neighbours.setdefault(graph, {})
+    near.update({node.name: _around(graph, node) for node in layers if node.name not in near})
     most: dict[tuple[str, ...], float] = {}
     while True:
         now, in_float = _of(noise, carried), cost.in_float(chosen, carried)

@@ -148,7 +148,7 @@ class _Kept(NamedTuple):
                 f"tensor {reading.name!r}: an activation is NaN or infinite: check the weights and the calibration "
                 "images"
             )
-        self.values.append(np.moveaxis(drawn, 1, 2).reshape(-1, read.shape[1]))
+        self.values.append(drawn.swapaxes(1, 2).reshape(-1, read.shape[1]))
         self.lows.append(reading.lows)
         self.highs.append(reading.highs)
         self.sums.append(sums)

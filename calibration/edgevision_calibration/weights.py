@@ -94,12 +94,14 @@ def _best_steps(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     error = np.empty_like(scaled)
     for share in _SHARES:
         np.rint(np.multiply(scaled, 1 / share, out=error), out=error)
-        np.clip(error, -127, 127, out=error)
+        if share < 1:
+            np.clip(error, -127, 127, out=error)
         error *= share
         error -= scaled
-        squares = (1 - _ERROR_OF_SUM) * np.einsum("oit,oit->o", error, error)
-        sums = error.sum(axis=2)
-        total = squares + _ERROR_OF_SUM * np.einsum("oi,oi->o", sums, sums)
+        total = np.einsum("oit,oit->o", error, error)
+        if weight.shape[2] > 1:
+            sums = error.sum(axis=2)
+            total = (1 - _ERROR_OF_SUM) * total + _ERROR_OF_SUM * np.einsum("oi,oi->o", sums, sums)
         better = total < least
         best[better], least[better] = (peaks * share)[better], total[better]
     return np.asarray(best, np.float32)
