@@ -39,6 +39,8 @@ def calibrate(
     from edgevision_calibration import equalization
     from edgevision_calibration.diagnostics import PictureWatch, diagnose
 
+    # opening and exporting the model freed more than a calibration takes
+    give_back_memory()
     watch, graph, begun = PictureWatch(), source.graph, None
     others = samples
     if equalize:
