@@ -122,7 +122,7 @@ SCHEMES: dict[str, QuantScheme] = {
         # MobileNetV2's first two add 4% to its time and take 1 dB off its noise, its third (32 products) another 2% for
         # 0.2 dB; SqueezeNet 1.1's 64 channels would add 27%
         stem=Stem(products=27),
-        # measured beside it, each hundredth of the budget adds 0.4% to 0.5% and takes 0.1 dB to 0.2 dB
+        # beside it, each hundredth of the budget adds about a hundredth of MobileNetV2's time for 0.1 to 0.2 dB
         float_budget=0.03,
     ),
     # ncnn quantizes the input of a layer and dequantizes its output; there is no integer addition or concat.
