@@ -85,6 +85,16 @@ class Graph:
         onnx.helper.set_model_props(model, {**self.metadata, **values})
         return Graph(model)
 
+    def with_initializers(self, values: Mapping[str, npt.NDArray[Any]]) -> Graph:
+        """The same graph with other constant tensors in the place of those of the same name."""
+        onnx = require("onnx", purpose="read model graphs")
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        for tensor in model.graph.initializer:
+            if tensor.name in values:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values[tensor.name], tensor.name))
+        return Graph(model)
+
     @property
     def nodes(self) -> list[NodeProto]:
         """Nodes in topological order."""

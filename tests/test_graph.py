@@ -55,6 +55,17 @@ def test_save_and_open_give_the_same_bytes(tmp_path: Path) -> None:
     assert len(graph.sha256) == 64
 
 
+def test_initializers_are_replaced_in_a_copy() -> None:
+    graph = small()
+    before = graph.initializers["w"]
+    other = graph.with_initializers({"w": before + 1, "nothing": before})
+    np.testing.assert_array_equal(graph.initializers["w"], before)
+    np.testing.assert_array_equal(other.initializers["w"], before + 1)
+    assert other.initializers["w"].dtype == before.dtype
+    assert set(other.initializers) == set(graph.initializers)
+    assert other.sha256 != graph.sha256
+
+
 def test_metadata_is_added_to_a_copy() -> None:
     graph = small()
     first = graph.with_metadata({"a": "1", "b": "2"})

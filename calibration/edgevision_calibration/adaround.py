@@ -118,19 +118,12 @@ def loosened(graph: Graph, rounded: Graph, plan: QuantPlan) -> tuple[Graph, Quan
         rounded: the same net with weights on the grid of ``plan``.
         plan: the plan of ``rounded``.
     """
-    from onnx import ModelProto, numpy_helper
-
     axes = {node.input[1]: weight_axis(node) for node in graph.nodes if len(node.input) > 1}
-    model = ModelProto()
-    model.CopyFrom(rounded.model)
-    for tensor in model.graph.initializer:
-        if tensor.name not in plan.weights:
-            continue
-        weight = graph.initializers[tensor.name].astype(np.float64)
-        scales = np.asarray(plan.weights[tensor.name], np.float64)
-        steps = along(scales, axes[tensor.name] if len(scales) > 1 else 0, weight.ndim)
-        integers = np.rint(rounded.initializers[tensor.name] / steps)
-        near = np.clip(weight / steps, integers - _NEAR_EDGE, integers + _NEAR_EDGE) * steps
-        tensor.CopyFrom(numpy_helper.from_array(near.astype(np.float32), tensor.name))
-    loose = Graph(model)
+    near = {}
+    for name, scales in plan.weights.items():
+        weight = graph.initializers[name].astype(np.float64)
+        steps = along(np.asarray(scales, np.float64), axes[name] if len(scales) > 1 else 0, weight.ndim)
+        integers = np.rint(rounded.initializers[name] / steps)
+        near[name] = (np.clip(weight / steps, integers - _NEAR_EDGE, integers + _NEAR_EDGE) * steps).astype(np.float32)
+    loose = rounded.with_initializers(near)
     return loose, replace(plan, graph_sha256=loose.sha256)

@@ -80,8 +80,6 @@ def move(graph: Graph, offsets: Mapping[str, Array]) -> Graph:
     Source: as the absorption of high biases of Nagel et al., Data-Free Quantization Through Weight Equalization and
     Bias Correction, arXiv 1906.04721, section 4.1.3, for tensors without an activation, where it is exact.
     """
-    from onnx import ModelProto, numpy_helper
-
     changes: dict[str, Array] = {}
     for node in graph.nodes:
         if node.op_type not in {"Conv", "Gemm"} or len(node.input) < 3:
@@ -94,14 +92,12 @@ def move(graph: Graph, offsets: Mapping[str, Array]) -> Graph:
             arriving = offsets[node.input[0]].reshape(weight.shape[0], weight.shape[2])
             change -= np.einsum("goi,gi->go", weight, arriving).reshape(-1)
         changes[node.input[2]] = change
-    model = ModelProto()
-    model.CopyFrom(graph.model)
-    for tensor in model.graph.initializer:
-        if np.any(changes.get(tensor.name, 0.0)):
-            bias = graph.initializers[tensor.name]
-            moved = (bias.astype(np.float64) + changes[tensor.name].reshape(bias.shape)).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
-    return Graph(model)
+    moved = {}
+    for name, change in changes.items():
+        if np.any(change):
+            bias = graph.initializers[name]
+            moved[name] = (bias.astype(np.float64) + change.reshape(bias.shape)).astype(np.float32)
+    return graph.with_initializers(moved)
 
 
 def _has_bias(graph: Graph, node: NodeProto) -> bool:

@@ -128,8 +128,9 @@ def _as_rescaled(
     channels = seen.values.shape[1]
     found = seen.rescaled(np.ones(channels) if factors is None else factors, np.broadcast_to(offset, channels))
     producer = graph.producer.get(name)
-    clips = producer is not None and producer.op_type == "Clip"
-    return found.clipped(*clip_bounds(graph, producer)) if producer is not None and clips else found
+    if producer is None or producer.op_type != "Clip":
+        return found
+    return found.clipped(*clip_bounds(graph, producer))
 
 
 def _totals(
@@ -152,8 +153,6 @@ def _middle(seen: ChannelSamples) -> npt.NDArray[np.float64]:
 
 def rescale(graph: Graph, chosen: Sequence[tuple[ChannelGroup, npt.NDArray[np.float64]]]) -> Equalized:
     """The graph with every group's channels multiplied by its factors ``[group.size]``."""
-    from onnx import ModelProto, numpy_helper
-
     weights: dict[str, npt.NDArray[np.float64]] = {}
     factors: dict[str, npt.NDArray[np.float32]] = {}
     for group, values in chosen:
@@ -165,12 +164,8 @@ def rescale(graph: Graph, chosen: Sequence[tuple[ChannelGroup, npt.NDArray[np.fl
             _scale_outputs(graph, node, weights, _of_channels(group, node.output[0], values))
         for node in group.consumers:
             _scale_inputs(graph, node, weights, 1.0 / _of_channels(group, node.input[0], values))
-    model = ModelProto()
-    model.CopyFrom(graph.model)
-    for tensor in model.graph.initializer:
-        if tensor.name in weights:
-            tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name].astype(np.float32), tensor.name))
-    return Equalized(Graph(model), factors, {})
+    rescaled = graph.with_initializers({name: weight.astype(np.float32) for name, weight in weights.items()})
+    return Equalized(rescaled, factors, {})
 
 
 def _of_channels(group: ChannelGroup, name: str, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

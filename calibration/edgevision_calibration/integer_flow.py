@@ -33,7 +33,7 @@ def quantized_tensors(
     never do: by default all that lies behind the last layers, see `edgevision_calibration.tail`.
     """
     flow = _flow_of(graph)
-    exact = flow.tail if exact is None else exact
+    exact = tail_of(graph).tensors if exact is None else exact
     layers = {node.name: flow.by_name[node.name] for node in compute}
     passing = _passing(flow, layers, scheme, float_ops)
     quantized = {op.inputs[0] for op in layers.values()}
@@ -75,14 +75,12 @@ class _Flow:
         ops: nodes, in topological order.
         by_name: the same by name.
         order: all activations, in topological order.
-        tail: those behind the last layers.
-        behind: names of the nodes that make them.
+        behind: names of the nodes that make the activations behind the last layers.
     """
 
     ops: tuple[_Op, ...]
     by_name: Mapping[str, _Op]
     order: tuple[str, ...]
-    tail: frozenset[str]
     behind: frozenset[str]
 
 
@@ -100,7 +98,6 @@ def _flow_of(graph: Graph) -> _Flow:
             ops,
             {op.name: op for op in ops},
             (graph.input_name, *(str(name) for node in graph.nodes for name in node.output)),
-            tail,
             frozenset(node.name for node in graph.nodes if not tail.isdisjoint(node.output)),
         )
     return _flows[graph]

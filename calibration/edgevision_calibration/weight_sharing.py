@@ -186,8 +186,6 @@ def _changed(
     biases: Mapping[str, npt.NDArray[np.float32]],
 ) -> tuple[Graph, QuantPlan | None]:
     """The graph with its new weights; biases of quantized layers go into the plan, the others into the graph."""
-    from onnx import ModelProto, numpy_helper
-
     planned = {
         node.name: biases[node.name] for node in graph.nodes if node.name in biases and _is_quantized(node, plan)
     }
@@ -195,12 +193,7 @@ def _changed(
     for node in graph.nodes:
         if node.name in biases and node.name not in planned:
             arrays[node.input[2]] = biases[node.name].reshape(graph.initializers[node.input[2]].shape)
-    model = ModelProto()
-    model.CopyFrom(graph.model)
-    for tensor in model.graph.initializer:
-        if tensor.name in arrays:
-            tensor.CopyFrom(numpy_helper.from_array(arrays[tensor.name], tensor.name))
-    changed = Graph(model)
+    changed = graph.with_initializers(arrays)
     if plan is not None:
         plan = replace(plan, graph_sha256=changed.sha256, biases={**plan.biases, **planned})
     return changed, plan

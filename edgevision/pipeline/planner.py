@@ -133,18 +133,11 @@ def partly_learned(learned_graph: Graph, learned: QuantPlan, graph: Graph, plan:
         graph: the graph from before.
         plan: of ``graph``, for the same target, with some layers in float.
     """
-    from onnx import ModelProto, numpy_helper
-
-    from edgevision.graph import Graph
-
     own = {name for node in graph.nodes if node.name in plan.float_ops for name in node.input[1:]}
     own -= {name for node in graph.nodes if node.name not in plan.float_ops for name in node.input[1:]}
-    model = ModelProto()
-    model.CopyFrom(learned_graph.model)
-    for tensor in model.graph.initializer:
-        if tensor.name in own:
-            tensor.CopyFrom(numpy_helper.from_array(graph.initializers[tensor.name], tensor.name))
-    mixed = Graph(model)
+    mixed = learned_graph.with_initializers(
+        {name: graph.initializers[name] for name in own & graph.initializers.keys()}
+    )
     return mixed, replace(
         plan,
         graph_sha256=mixed.sha256,

@@ -204,7 +204,7 @@ class FakeQuantGraph(TorchGraph):
             constants[node.input[1]] = self.weight(node).numpy().copy()
             if len(node.input) > 2 and node.input[2]:
                 biases[name] = self.raw_bias(node).reshape(-1).numpy().copy()
-        graph = with_constants(self.graph, constants)
+        graph = self.graph.with_initializers(constants)
         activations = {
             name: ActivationQuant(float(self.activation_step(name)), quant.zero_point)
             for name, quant in self.plan.activations.items()
@@ -232,19 +232,6 @@ def shared_groups(graph: Graph, plan: QuantPlan) -> dict[str, list[str]]:
                 merged = first + second
                 group_of.update(dict.fromkeys(merged, merged))
     return group_of
-
-
-def with_constants(graph: Graph, values: dict[str, Any]) -> Graph:
-    """The graph with other values in some initializers."""
-    from onnx import ModelProto, numpy_helper
-
-    model = ModelProto()
-    model.CopyFrom(graph.model)
-    for tensor in model.graph.initializer:
-        if tensor.name in values:
-            value = np.asarray(values[tensor.name], np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
-    return Graph(model)
 
 
 def _greatest_step(graph: Graph, plan: QuantPlan, group: list[str]) -> float:
