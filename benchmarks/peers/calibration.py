@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -73,14 +74,18 @@ def observing_pass(model: str, pictures: Pictures) -> Callable[[], object]:
     """Our pass that fills the calibration table."""
     from edgevision.graph import Graph
     from edgevision_calibration.observe import observe
+    from edgevision_calibration.table import samples_per_picture
 
-    return lambda: observe(Graph.open(model), pictures)
+    return lambda: observe(Graph.open(model), pictures, samples=samples_per_picture(len(pictures)))
 
 
 def whole_default(model: str, pictures: Pictures) -> Callable[[], object]:
     """Everything of ours between the network and the four plans, as `convert` calls it."""
     from edgevision.pipeline.convert import ConvertOptions, open_job
 
+    # `convert` imports them where it comes to them
+    for module in ("diagnostics", "equalization", "planning"):
+        import_module(f"edgevision_calibration.{module}")
     folder = tempfile.TemporaryDirectory()
     job = open_job(
         model,

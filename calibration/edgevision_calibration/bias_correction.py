@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ from edgevision_calibration.weights import along, per_input, quantize_weight, we
 
 if TYPE_CHECKING:
     from onnx import NodeProto
+
+# layer, steps, means → what rounding moves; targets whose steps are the same share it
+_found: WeakKeyDictionary[Graph, dict[tuple[str, bytes, bytes], npt.NDArray[np.float64]]] = WeakKeyDictionary()
 
 
 def corrected_biases(graph: Graph, plan: QuantPlan, table: CalibrationTable) -> Mapping[str, npt.NDArray[np.float32]]:
@@ -34,9 +38,12 @@ def corrected_biases(graph: Graph, plan: QuantPlan, table: CalibrationTable) -> 
         if node.op_type not in {"Conv", "Gemm"} or node.name in plan.float_ops or len(node.input) < 3:
             continue
         if node.input[1] in plan.weights and node.input[2] in graph.initializers:
-            shift = _output_shift(graph, node, plan.weights[node.input[1]], table[node.input[0]].channel_mean)
+            scales, mean = plan.weights[node.input[1]], table[node.input[0]].channel_mean
+            found, key = _found.setdefault(graph, {}), (node.name, scales.tobytes(), mean.tobytes())
+            if key not in found:
+                found[key] = _output_shift(graph, node, scales, mean)
             bias = graph.initializers[node.input[2]].reshape(-1)
-            biases[node.name] = (bias - shift).astype(np.float32)
+            biases[node.name] = (bias - found[key]).astype(np.float32)
     return biases
 
 

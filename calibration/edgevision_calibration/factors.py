@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from edgevision.graph import Graph
 from edgevision_calibration.channels import ChannelGroup
+from edgevision_calibration.factor_noise import Array, TensorExtents, WeightMagnitudes, least_noise
 from edgevision_calibration.planning import clip_bounds
 from edgevision_calibration.samples import ChannelSamples
 from edgevision_calibration.weights import per_input
@@ -19,59 +18,23 @@ from edgevision_calibration.weights import per_input
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-Array = npt.NDArray[np.float64]
-
 # beyond what was seen, values may go this much further before an unmet Clip would cut them
 _HEADROOM = 1.2
 _START_BELOW = 2.0
 # a channel that is nearly dead counts as one of this share of the largest
 _LEAST_PEAK = 0.02
 _MARGIN = 1.05
-# a channel is not blown up, or made small, beyond this against the middle one
-_GREATEST_FACTOR = 1e4
 # clipped values come in patches, so their error adds up where that of rounding averages out
 _CLIP_WEIGHT = 6.0
 _CLIPS = np.linspace(0.3, 1.0, 8)
 _PEAK_PIXELS = 4.0
 _LEVELS = 255.0
-_STEPS = 60
-# a maximum that can be differentiated: the norm of this order (a power of two is quick)
-_ORDER = 16
 # the error of a weight is the same at every pixel, so it averages out less than that of rounding
 _ALIKE = 4.0
 # output channels of a consumer that are looked at: their noise is much alike
 _ROWS = 48
 # behind these, what never was above zero may be so in another picture
 _RECTIFIED = frozenset({"Relu", "Clip", "MaxPool", "Concat"})
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """A tensor of the group: index ``[C]``, kept extents on either side of zero ``[C]``, noise weight ``[C]``, upper
-    bound of the Clip that makes it, greatest value and magnitude of the least one ``[C]``."""
-
-    index: npt.NDArray[np.int64]
-    above: Array
-    below: Array
-    weight: Array
-    bound: float
-    peak: Array
-    trough: Array
-
-    @cached_property
-    def signed(self) -> bool:
-        """Whether anything of it is below zero."""
-        return bool(self.below.any())
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Weights that read the group: index ``[I]``, magnitudes ``[O, I]``, noise weight ``[O]``, power ``[I]``."""
-
-    index: npt.NDArray[np.int64]
-    magnitudes: Array
-    weight: Array
-    power: Array
 
 
 def choose_factors(
@@ -100,13 +63,13 @@ def choose_factors(
         signs = np.where(group.signed & (_balance(tensors, group.size) < 0), -1.0, 1.0)
         tensors = [_turned(tensor, signs) for tensor in tensors]
     readers = [reader for node in group.consumers for reader in _readers(graph, group, node, samples, gains)]
-    logs = _minimised(_start(tensors, readers, group.size), tensors, readers, np.log(least), np.log(greatest))
+    logs = least_noise(_start(tensors, readers, group.size), tensors, readers, np.log(least), np.log(greatest))
     return np.asarray(np.exp(logs) * signs, np.float64)
 
 
 def _tensors(
     graph: Graph, group: ChannelGroup, samples: Mapping[str, ChannelSamples], gains: Mapping[str, Array]
-) -> tuple[list[_Tensor], Array, Array]:
+) -> tuple[list[TensorExtents], Array, Array]:
     """Tensors of the group that may carry integers, and the least and greatest factor that their clips allow."""
     tensors = []
     deviations = _deviations(graph, group, samples)
@@ -131,7 +94,7 @@ def _tensors(
         if producer is not None and producer.op_type in _RECTIFIED:
             above = np.maximum(above, np.where(free & (below == 0), np.minimum(deviations[index], bound), 0.0))
         peak, trough = np.maximum(seen.high, 1e-30).astype(np.float64), np.maximum(-seen.low, 0).astype(np.float64)
-        tensors.append(_Tensor(index, above, below, seen.occupied * gains[name], bound, peak, trough))
+        tensors.append(TensorExtents(index, above, below, seen.occupied * gains[name], bound, peak, trough))
     return tensors, least, np.maximum(greatest, least)
 
 
@@ -178,16 +141,21 @@ def _cut(
     occupied: Array,
 ) -> Array:
     """Where to cut the upper end of each channel, ``[C]``."""
-    best, least = high.copy(), np.full(len(high), np.inf)
+    # at the whole range nothing is clipped
+    end = low + (high - low)
+    best, least = end, np.square((end - low) / _LEVELS) / 12 * occupied
     room, peak_room = np.empty_like(values), np.empty_like(peaks)
-    for share in _CLIPS:
+    for share in _CLIPS[-2::-1]:
         end = low + (high - low) * share
         limit = end.astype(np.float32)
         drawn = _mean_square_beyond(values, limit, room)
         # the few pixels drawn of a large picture miss its peaks, each of which covers a few pixels
         known = _mean_square_beyond(peaks, limit, peak_room) * min(_PEAK_PIXELS / pixels, 1.0)
         error = _CLIP_WEIGHT * np.maximum(drawn, known) + np.square((end - low) / _LEVELS) / 12 * occupied
-        better = error <= least
+        better = error < least
+        if not better.any():
+            # both parts of the error are convex in the end: further in there is no less
+            break
         best[better], least[better] = end[better], error[better]
     return best
 
@@ -201,7 +169,7 @@ def _mean_square_beyond(
     return np.asarray(np.einsum("sc,sc->c", room, room), np.float64) / len(values)
 
 
-def _balance(tensors: list[_Tensor], size: int) -> Array:
+def _balance(tensors: list[TensorExtents], size: int) -> Array:
     """Positive where a channel's longer tail is above zero, ``[size]``."""
     balance = np.zeros(size)
     for tensor in tensors:
@@ -211,10 +179,10 @@ def _balance(tensors: list[_Tensor], size: int) -> Array:
     return balance
 
 
-def _turned(tensor: _Tensor, signs: Array) -> _Tensor:
+def _turned(tensor: TensorExtents, signs: Array) -> TensorExtents:
     turned = np.where(tensor.index >= 0, signs[tensor.index], 1.0) < 0
     above, below = np.where(turned, tensor.below, tensor.above), np.where(turned, tensor.above, tensor.below)
-    return _Tensor(tensor.index, above, below, tensor.weight, tensor.bound, tensor.peak, tensor.trough)
+    return TensorExtents(tensor.index, above, below, tensor.weight, tensor.bound, tensor.peak, tensor.trough)
 
 
 def _readers(
@@ -223,7 +191,7 @@ def _readers(
     node: NodeProto,
     samples: Mapping[str, ChannelSamples],
     gains: Mapping[str, Array],
-) -> list[_Reader]:
+) -> list[WeightMagnitudes]:
     """What rounding a consumer's weights costs, one entry per group of a grouped convolution; none if depthwise."""
     weight = per_input(graph.initializers[node.input[1]], node)
     name = node.input[0]
@@ -237,10 +205,10 @@ def _readers(
     power = samples[name].variance.reshape(groups, inputs) * taps
     gain = gains[node.output[0]].reshape(groups, outputs) * (_ALIKE * outputs / len(rows))
     magnitudes = np.abs(weight[:, rows]).max(axis=3).astype(np.float64)
-    return [_Reader(index[at], magnitudes[at], gain[at][rows], power[at]) for at in range(groups)]
+    return [WeightMagnitudes(index[at], magnitudes[at], gain[at][rows], power[at]) for at in range(groups)]
 
 
-def _start(tensors: list[_Tensor], readers: list[_Reader], size: int) -> Array:
+def _start(tensors: list[TensorExtents], readers: list[WeightMagnitudes], size: int) -> Array:
     """Logarithms to begin with: the geometric middle between activations alone and weights alone, ``[size]``.
 
     It does not depend on how the channels are scaled as the graph comes, so neither does what is found from it.
@@ -269,68 +237,3 @@ def _start(tensors: list[_Tensor], readers: list[_Reader], size: int) -> Array:
             room = tensor.bound / _START_BELOW / float((factors[tensor.index] * tensor.peak).max())
             logs, factors = logs + np.log(room), factors * room
     return np.asarray(logs, np.float64)
-
-
-def _minimised(start: Array, tensors: list[_Tensor], readers: list[_Reader], least: Array, greatest: Array) -> Array:
-    """Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1) on the logarithms of the factors, ``[size]``."""
-    limit = np.log(_GREATEST_FACTOR)
-    least, greatest = np.maximum(least, -limit), np.minimum(greatest, limit)
-    logs = np.clip(start, least, greatest)
-    best, least_noise = logs, np.inf
-    first, second = np.zeros(len(logs)), np.zeros(len(logs))
-    for step in range(1, _STEPS + 1):
-        noise, slope = _noise(logs, tensors, readers)
-        if noise < least_noise:
-            best, least_noise = logs, noise
-        if noise <= 0:
-            break
-        slope = slope / noise
-        first = 0.8 * first + 0.2 * slope
-        second = 0.95 * second + 0.05 * np.square(slope)
-        mean, scale = first / (1 - 0.8**step), np.sqrt(second / (1 - 0.95**step))
-        rate = 0.15 * (1 - step / _STEPS) + 0.005
-        # channels that hardly matter are moved gently: their slope is noise
-        logs = np.clip(logs - rate * mean / (scale + 1e-4 / len(logs)), least, greatest)
-    return best
-
-
-def _noise(logs: Array, tensors: list[_Tensor], readers: list[_Reader]) -> tuple[float, Array]:
-    """The sum that `choose_factors` states, and its gradient by the logarithms of the factors ``[size]``."""
-    total = 0.0
-    slope = np.zeros(len(logs) + 1)
-    # one more entry, so that index −1 (a channel that is not free) finds the factor 1
-    factors = np.append(np.exp(logs), 1.0)
-    for tensor in tensors:
-        own = factors[tensor.index]
-        above, above_share = _maximum(own * tensor.above)
-        below, below_share = _maximum(own * tensor.below) if tensor.signed else (0.0, np.zeros_like(own))
-        if above >= tensor.bound:
-            above, above_share = tensor.bound, np.zeros_like(above_share)
-        extent = max(above + below, 1e-30)
-        noise = tensor.weight / np.square(own) * (np.square(extent / _LEVELS) / 12)
-        total += float(noise.sum())
-        moved = 2 * noise.sum() / extent * (above * above_share + below * below_share)
-        slope += _summed(tensor.index, moved - 2 * noise, len(slope))
-    for reader in readers:
-        own = factors[reader.index]
-        peak, share = _maximum(reader.magnitudes / own)
-        power = reader.power * np.square(own)
-        noise = reader.weight * np.square(peak / 127) / 12
-        total += noise.sum() * power.sum()
-        slope += _summed(reader.index, 2 * noise.sum() * power - 2 * power.sum() * (noise @ share), len(slope))
-    return float(total), slope[:-1]
-
-
-def _summed(index: npt.NDArray[np.int64], values: Array, size: int) -> Array:
-    """``values`` added up by ``index``, ``[size]``; index −1 is the last entry."""
-    return np.asarray(np.bincount(np.where(index < 0, size - 1, index), weights=values, minlength=size), np.float64)
-
-
-def _maximum(values: Array) -> tuple[Any, Array]:
-    """Soft maximum along the last axis and, per value, the derivative of its logarithm by the value's logarithm."""
-    peak = np.maximum(values.max(axis=-1, keepdims=True), 1e-30)
-    powers = values / peak
-    for _ in range(_ORDER.bit_length() - 1):
-        np.square(powers, out=powers)
-    total = np.maximum(powers.sum(axis=-1, keepdims=True), 1e-30)
-    return (peak * total ** (1 / _ORDER))[..., 0], powers / total

@@ -161,7 +161,8 @@ def precise_layers(
 
 
 def _of(noise: Mapping[str, float], names: Iterable[str]) -> float:
-    return sum(noise.get(name, 0.0) for name in names)
+    # asked thousands of times: a list is a third quicker than a generator
+    return sum([noise[name] for name in names if name in noise])
 
 
 def _runs(names: list[str]) -> Iterator[list[str]]:

@@ -134,6 +134,7 @@ def observe(
     source: str = "",
     threads: int = 0,
     begun: CalibrationTable | None = None,
+    samples: int = SAMPLES,
 ) -> CalibrationTable:
     """Run every batch once and collect the statistics of `observed_tensors`.
 
@@ -146,6 +147,8 @@ def observe(
         source: what they are, kept for provenance.
         threads: pictures that run at once, a thread each; 0 for all cores, up to 4.
         begun: what is known of this graph already, from other pictures; it is gone on with.
+        samples: about how many values of each tensor a picture brings into its histogram, see
+            `edgevision_calibration.table.samples_per_picture`.
 
     Raises:
         CalibrationError: no pictures, an activation is NaN or infinite, or ``begun`` is another graph's.
@@ -157,19 +160,21 @@ def observe(
     batches = iter(batches)
     first = next(batches, None)
     if first is not None:
-        _run(graph, chain([first], batches), table, threads)
+        _run(graph, chain([first], batches), table, threads, samples)
     if table.images == 0:
         raise CalibrationError("there are no calibration images: give --data a folder or data set that holds some")
     return table
 
 
-def _run(graph: Graph, batches: Iterable[npt.NDArray[np.float32]], table: CalibrationTable, threads: int) -> None:
-    probe = Probe(graph, observed_tensors(graph), values=SAMPLES)
+def _run(
+    graph: Graph, batches: Iterable[npt.NDArray[np.float32]], table: CalibrationTable, threads: int, samples: int
+) -> None:
+    probe = Probe(graph, observed_tensors(graph), values=samples)
     held: dict[str, list[Digest]] = {}
     waiting = 0
     for batch, readings in run_probe(probe, graph.input_name, batches, threads=threads):
         for name, *read in readings:
-            held.setdefault(name, []).append(Digest.of(*read))
+            held.setdefault(name, []).append(Digest.of(*read, samples=samples))
         table.images += len(batch)
         waiting += len(batch)
         if waiting >= _TAKEN_AT_ONCE:

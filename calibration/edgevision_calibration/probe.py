@@ -56,16 +56,15 @@ class Probe:
         pixels: about how many pixels, in the place of ``values``; borders are among them.
 
     Attributes:
-        model: the graph, serialized; its outputs are those of `outputs`.
+        model: the graph, serialized; those of `outputs` are among its outputs.
         outputs: names of what to fetch.
     """
 
     def __init__(self, graph: Graph, names: Iterable[str], *, values: int = 0, pixels: int = 0) -> None:
         from onnx import ModelProto, TensorProto, helper
 
+        # what is added to the graph: two serialized messages, one behind the other, are read as both merged
         model = ModelProto()
-        model.CopyFrom(graph.model)
-        del model.graph.output[:]
         self._input = graph.input_name
         # tensor → the outputs that tell its values, least and greatest ones; None where the values tell these
         self._told: dict[str, tuple[str, str | None, str | None]] = {}
@@ -77,8 +76,12 @@ class Probe:
             self._told[name] = (grid, low, high)
         # a graph input cannot be an output of its own
         self.outputs = sorted({told for tells in self._told.values() for told in tells if told} - {self._input, _ZERO})
-        model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self.outputs)
-        self.model: bytes = model.SerializeToString()
+        model.graph.output.extend(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+            for name in self.outputs
+            if name not in graph.output_names
+        )
+        self.model: bytes = graph.to_bytes() + model.SerializeToString()
 
     def read(self, batch: npt.NDArray[np.float32], outputs: Iterable[npt.NDArray[Any]]) -> Iterator[Reading]:
         """What a run says, tensor by tensor in the order they were named.
@@ -130,7 +133,7 @@ def _add_least(model: ModelProto, graph: Graph, name: str) -> str:
     if _is_positive(graph, name):
         return _ZERO
     low, axes = f"{name}|low", [2, 3]
-    if max(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}) < 18:
+    if max(entry.version for entry in graph.model.opset_import if entry.domain in {"", "ai.onnx"}) < 18:
         return _add(model, "ReduceMin", [name], low, axes=axes)
     return _add(model, "ReduceMin", [name, _add_constant(model, f"{name}|axes", np.asarray(axes, np.int64))], low)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -45,22 +45,22 @@ class ChannelSamples:
     pixels: int
     pixels_read: int
 
-    @property
+    @cached_property
     def low(self) -> npt.NDArray[np.float32]:
         """Least value of every channel over all pixels, float32 ``[C]``."""
         return np.asarray(self.lows.min(axis=0), np.float32)
 
-    @property
+    @cached_property
     def high(self) -> npt.NDArray[np.float32]:
         """Greatest value of every channel over all pixels, float32 ``[C]``."""
         return np.asarray(self.highs.max(axis=0), np.float32)
 
-    @property
+    @cached_property
     def power(self) -> npt.NDArray[np.float64]:
         """Mean square of every channel, float64 ``[C]``."""
         return np.asarray(np.square(self.values, dtype=np.float64).mean(axis=0), np.float64)
 
-    @property
+    @cached_property
     def variance(self) -> npt.NDArray[np.float64]:
         """Variance of every channel, float64 ``[C]``."""
         return np.asarray(self.values.var(axis=0, dtype=np.float64), np.float64)
@@ -95,7 +95,7 @@ class ChannelSamples:
         """What a calibration table takes in of them."""
         return Digest(self.values.reshape(len(self.lows), -1), self.lows, self.highs, self.sums, self.pixels_read)
 
-    @property
+    @cached_property
     def occupied(self) -> npt.NDArray[np.float64]:
         """Share of the values that are not zero, float64 ``[C]``: zeros are quantized without error."""
         return np.asarray((self.values != 0).mean(axis=0), np.float64)
@@ -115,7 +115,7 @@ def collect_samples(
     names = observed_tensors(graph)
     probe = Probe(graph, names, pixels=_READ_PER_DRAWN * pixels)
     generator = np.random.default_rng(_SEED)
-    kept: dict[str, _Kept] = {name: _Kept([], [], [], [], []) for name in names}
+    kept = {name: _Kept(pictures) for name in names}
     seen = 0
     for batch, readings in run_probe(probe, graph.input_name, _first(batches, pictures), threads=threads):
         for reading in readings:
@@ -123,18 +123,24 @@ def collect_samples(
         seen += len(batch)
     if seen == 0:
         raise CalibrationError("there are no calibration images: give --data a folder or data set that holds some")
-    # each tensor's parts are let go as they are joined
-    return {name: kept.pop(name).samples(math.prod(side or 1 for side in graph.shapes[name][2:])) for name in names}
+    return {name: own.samples(math.prod(side or 1 for side in graph.shapes[name][2:])) for name, own in kept.items()}
 
 
-class _Kept(NamedTuple):
-    """What was kept of one tensor, picture by picture."""
+class _Kept:
+    """What was kept of one tensor.
 
-    values: list[npt.NDArray[np.float32]]
-    lows: list[npt.NDArray[np.float32]]
-    highs: list[npt.NDArray[np.float32]]
-    sums: list[npt.NDArray[np.float32]]
-    pixels_read: list[int]
+    Args:
+        pictures: how many will probably come: the room for their values is taken at once.
+    """
+
+    def __init__(self, pictures: int) -> None:
+        self._pictures = pictures
+        self._values = np.empty((0, 0, 0), np.float32)
+        self._seen = 0
+        self._pixels_read = 0
+        self._lows: list[npt.NDArray[np.float32]] = []
+        self._highs: list[npt.NDArray[np.float32]] = []
+        self._sums: list[npt.NDArray[np.float32]] = []
 
     def take(self, reading: Reading, pixels: int, generator: np.random.Generator) -> None:
         """Draw at least ``pixels`` pixels of each picture."""
@@ -148,21 +154,30 @@ class _Kept(NamedTuple):
                 f"tensor {reading.name!r}: an activation is NaN or infinite: check the weights and the calibration "
                 "images"
             )
-        self.values.append(drawn.swapaxes(1, 2).reshape(-1, read.shape[1]))
-        self.lows.append(reading.lows)
-        self.highs.append(reading.highs)
-        self.sums.append(sums)
-        self.pixels_read.append(pixels_read)
+        self._keep(drawn.swapaxes(1, 2))
+        self._lows.append(reading.lows)
+        self._highs.append(reading.highs)
+        self._sums.append(sums)
+        self._pixels_read = pixels_read
+
+    def _keep(self, drawn: npt.NDArray[np.float32]) -> None:
+        """Take in the pixels drawn of some pictures, ``[B, pixels, C]``."""
+        missing = self._seen + len(drawn) - len(self._values)
+        if missing > 0:
+            room = np.empty((max(self._pictures, missing), *drawn.shape[1:]), np.float32)
+            self._values = np.concatenate([self._values, room]) if self._seen else room
+        self._values[self._seen : self._seen + len(drawn)] = drawn
+        self._seen += len(drawn)
 
     def samples(self, pixels: int) -> ChannelSamples:
         """Those of a tensor of so many pixels."""
         return ChannelSamples(
-            np.concatenate(self.values),
-            np.concatenate(self.lows),
-            np.concatenate(self.highs),
-            np.concatenate(self.sums),
+            self._values[: self._seen].reshape(-1, self._values.shape[2]),
+            np.concatenate(self._lows),
+            np.concatenate(self._highs),
+            np.concatenate(self._sums),
             pixels,
-            self.pixels_read[0],
+            self._pixels_read,
         )
 
 

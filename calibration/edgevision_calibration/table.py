@@ -9,8 +9,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +27,16 @@ SCHEMA_VERSION = 3
 PARTS = 4
 # about how many values of a tensor one picture brings into its histogram
 SAMPLES = 1 << 12
+# of more pictures each brings less: the histogram has enough
+_FULL_PICTURES = 300
 
 
-@dataclass(frozen=True)
-class Digest:
+def samples_per_picture(pictures: int) -> int:
+    """About how many values of a tensor each of so many pictures brings into its histogram."""
+    return min(SAMPLES, max(SAMPLES * _FULL_PICTURES // max(pictures, 1), SAMPLES // 4))
+
+
+class Digest(NamedTuple):
     """What a table takes in of one tensor ``[B, C, …]`` for some pictures.
 
     Attributes:
@@ -52,19 +59,18 @@ class Digest:
         values: npt.NDArray[np.float32],
         lows: npt.NDArray[np.float32] | None = None,
         highs: npt.NDArray[np.float32] | None = None,
+        *,
+        samples: int = SAMPLES,
     ) -> Digest:
         """What was read of a tensor, all of it or a grid of its pixels, ``[B, C, …]``.
 
-        Its extremes ``[B, C]`` are those of the values where they are not told.
+        Its extremes ``[B, C]`` are those of the values where they are not told; at least ``samples`` values of each
+        picture are taken, where there are so many.
         """
         flat, by_channel = values.reshape(len(values), -1), values.reshape(*values.shape[:2], -1)
         lows = by_channel.min(axis=2) if lows is None else lows
         highs = by_channel.max(axis=2) if highs is None else highs
-        stride = max(1, flat.shape[1] // SAMPLES)
-        # with a divisor in common it would meet the same columns, or the same channels, again and again
-        while math.gcd(stride, flat.shape[1]) > 1:
-            stride += 1
-        return cls(flat[:, ::stride].copy(), lows, highs, *channel_sums(values))
+        return cls(flat[:, :: _stride(flat.shape[1], samples)].copy(), lows, highs, *channel_sums(values))
 
     @classmethod
     def joined(cls, parts: Sequence[Digest]) -> Digest:
@@ -80,12 +86,27 @@ class Digest:
         )
 
 
+@lru_cache(maxsize=4096)
+def _stride(count: int, samples: int) -> int:
+    """How far apart the samples of ``count`` values lie."""
+    stride = max(1, count // samples)
+    # with a divisor in common it would meet the same columns, or the same channels, again and again
+    while math.gcd(stride, count) > 1:
+        stride += 1
+    return stride
+
+
+@lru_cache(maxsize=256)
+def _ones(count: int) -> npt.NDArray[np.float32]:
+    return np.ones(count, np.float32)
+
+
 def channel_sums(values: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], int]:
     """Sum of every channel of ``[B, C, …]`` in every picture, float32 ``[B, C]``, and over how many pixels."""
     by_channel = values.reshape(*values.shape[:2], -1)
     pixels = by_channel.shape[2]
     # a product with ones is several times as quick as a sum
-    return by_channel @ np.ones(pixels, np.float32), pixels
+    return by_channel @ _ones(pixels), pixels
 
 
 @dataclass
@@ -93,8 +114,8 @@ class TensorStatistics:
     """What was seen of one activation tensor ``[B, C, …]``.
 
     Attributes:
-        histogram: about `SAMPLES` of its values from each picture, or half of them from those that equalization
-            looked at; its ends are those of all values.
+        histogram: about `samples_per_picture` of its values from each picture, or half of `SAMPLES` from those that
+            equalization looked at; its ends are those of all values.
         channel_low: least value per channel, float32 ``[C]``.
         channel_high: greatest value per channel, float32 ``[C]``.
         channel_sum: sum per channel, float64 ``[C]``, over what was read of it (`edgevision_calibration.probe`).

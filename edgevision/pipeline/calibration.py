@@ -92,10 +92,18 @@ def observed(
         DataError: a picture cannot be read.
     """
     from edgevision_calibration.observe import observe
+    from edgevision_calibration.table import samples_per_picture
 
     pictures = _pictures(samples, preprocess, "calibrate")
     watched = pictures if watch is None else watch.watch(pictures)
-    return observe(graph, watched, preprocess_digest=preprocess.digest, source=samples.name, begun=begun)
+    return observe(
+        graph,
+        watched,
+        preprocess_digest=preprocess.digest,
+        source=samples.name,
+        begun=begun,
+        samples=samples_per_picture(len(samples) + (0 if begun is None else begun.images)),
+    )
 
 
 def _pictures(chosen: Subset, preprocess: Preprocess, label: str) -> Any:

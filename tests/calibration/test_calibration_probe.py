@@ -88,9 +88,8 @@ def test_summed_up_maps_give_the_statistics_of_whole_ones(monkeypatch):
     whole = observe(graph, [images], threads=1)
     monkeypatch.setattr(probe_module, "_MAP", 1)
     monkeypatch.setattr(probe_module, "_LARGE_MAP", 1)
-    monkeypatch.setattr("edgevision_calibration.observe.SAMPLES", 1)
     monkeypatch.setattr(probe_module, "_LEAST_SIDE", 6)
-    summed = observe(graph, [images], threads=1)
+    summed = observe(graph, [images], threads=1, samples=1)
     for name, seen in whole.tensors.items():
         other = summed[name]
         np.testing.assert_allclose(other.channel_high, seen.channel_high, rtol=1e-5, atol=1e-5)
@@ -98,3 +97,20 @@ def test_summed_up_maps_give_the_statistics_of_whole_ones(monkeypatch):
         # every other pixel of either side: a quarter of them, on 16 pictures
         spread = np.maximum(seen.channel_high - seen.channel_low, 1e-6)
         assert (np.abs(other.channel_mean - seen.channel_mean) / spread).max() < 0.1
+
+
+def test_a_probe_leaves_the_graph_as_it_is_and_adds_to_it():
+    graph, images = NETS["depthwise"](), pictures(2)
+    before = graph.to_bytes()
+    probe = Probe(graph, observed_tensors(graph))
+    session = open_session(probe.model, threads=1)
+    assert graph.to_bytes() == before
+    # an output of the network that is observed is there once
+    names = [output.name for output in session.get_outputs()]
+    assert len(set(names)) == len(names)
+    assert set(probe.outputs) <= set(names)
+    found = dict(zip(probe.outputs, session.run(probe.outputs, {graph.input_name: images}), strict=True))
+    expected = open_session(before, threads=1).run(graph.output_names, {graph.input_name: images})
+    for name, values in zip(graph.output_names, expected, strict=True):
+        # other layouts round otherwise in the last digits
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-5)

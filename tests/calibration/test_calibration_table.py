@@ -8,7 +8,14 @@ from calibration_nets import chain, pictures, table_of
 
 from edgevision.errors import CalibrationError
 from edgevision_calibration.observe import observe, observed_tensors
-from edgevision_calibration.table import SAMPLES, SCHEMA_VERSION, CalibrationTable, Digest, TensorStatistics
+from edgevision_calibration.table import (
+    SAMPLES,
+    SCHEMA_VERSION,
+    CalibrationTable,
+    Digest,
+    TensorStatistics,
+    samples_per_picture,
+)
 
 
 def assert_equal(first, second):
@@ -145,3 +152,19 @@ def test_an_interval_is_found_once_and_anew_when_pictures_come():
     far = np.full((1, len(seen.channel_high), 2, 2), 2 * abs(seen.high) + 1, np.float32)
     table.update(name, Digest.of(far))
     assert table.interval(name, method, symmetric=True)[1] == far.max()
+
+
+def test_many_pictures_bring_less_each_and_enough_together():
+    assert samples_per_picture(1) == samples_per_picture(300) == SAMPLES
+    assert samples_per_picture(0) == SAMPLES
+    for count in (301, 500, 1000):
+        assert SAMPLES // 4 <= samples_per_picture(count) < SAMPLES
+        assert samples_per_picture(count) * count > 0.99 * 300 * SAMPLES
+    assert samples_per_picture(100_000) == SAMPLES // 4
+
+
+def test_a_digest_takes_about_as_many_values_as_it_is_asked_for():
+    values = np.zeros((2, 64, 40, 40), np.float32)
+    for samples in (1024, SAMPLES):
+        digest = Digest.of(values, samples=samples)
+        assert 0.9 * samples <= digest.values.shape[1] <= 2 * samples

@@ -9,6 +9,8 @@ from edgevision_calibration.histogram import Histogram
 from edgevision_calibration.ranges.minmax import minmax_range
 
 _FRACTIONS = np.linspace(0.2, 1.0, 81)
+# candidates that are tried together: their errors stay in the processor's cache
+_TOGETHER = 16
 
 
 def mse_range(histogram: Histogram, *, symmetric: bool) -> tuple[float, float]:
@@ -31,14 +33,16 @@ def mse_range(histogram: Histogram, *, symmetric: bool) -> tuple[float, float]:
         return low * best, high * best
     lows, highs = low * _FRACTIONS, high * _FRACTIONS
     at_low, at_high = len(_FRACTIONS) - 1, len(_FRACTIONS) - 1
+    # where the other end was when an end was last found: as long as it stays there the answer is the same
+    low_of, high_of = -1, -1
     for _ in range(8):
-        before = (at_low, at_high)
-        if high > 0:
+        if high > 0 and high_of != at_low:
+            high_of = at_low
             at_high = int(_errors(values, weights, np.full_like(highs, lows[at_low]), highs, levels=255).argmin())
-        if low < 0:
-            at_low = int(_errors(values, weights, lows, np.full_like(lows, highs[at_high]), levels=255).argmin())
-        if (at_low, at_high) == before:
+        if low >= 0 or low_of == at_high:
             break
+        low_of = at_high
+        at_low = int(_errors(values, weights, lows, np.full_like(lows, highs[at_high]), levels=255).argmin())
     return float(lows[at_low]), float(highs[at_high])
 
 
@@ -51,11 +55,22 @@ def _errors(
     levels: int,
 ) -> npt.NDArray[np.float64]:
     """Weighted squared error of each candidate range, ``[candidates]``."""
-    steps = ((highs - lows) / levels)[:, None]
+    steps = (highs - lows) / levels
+    parts = [slice(first, first + _TOGETHER) for first in range(0, len(steps), _TOGETHER)]
+    return np.concatenate([_errors_of(values, weights, steps[part], lows[part], highs[part]) for part in parts])
+
+
+def _errors_of(
+    values: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float64],
+    steps: npt.NDArray[np.float64],
+    lows: npt.NDArray[np.float64],
+    highs: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
     # zero is on the grid: x is rounded to a multiple of the step, then clipped; one array for all of it
-    error = values / steps
+    error = values / steps[:, None]
     np.rint(error, out=error)
-    error *= steps
+    error *= steps[:, None]
     np.clip(error, lows[:, None], highs[:, None], out=error)
     error -= values
     np.square(error, out=error)
