@@ -22,11 +22,12 @@ def preprocess_findings(graph: Graph, task: str, preprocess: Preprocess, samples
     Raises:
         DataError: a picture cannot be read.
     """
-    from edgevision_calibration.diagnostics import PREPROCESS_PICTURES, check_preprocess
+    from edgevision_calibration.diagnostics import LEAST_PICTURES, PREPROCESS_PICTURES, check_preprocess
     from edgevision_calibration.observe import open_session
 
     output = graph.output_names[0]
-    if task != "classification" or len(graph.shapes.get(output, ())) != 2:
+    # too few pictures say nothing, whatever the network answers: it need not even be opened
+    if task != "classification" or len(graph.shapes.get(output, ())) != 2 or len(samples) < LEAST_PICTURES:
         return []
     # one picture at a time: threads that join in each layer of it would mostly wait for each other
     session = open_session(graph.to_bytes(), threads=1)

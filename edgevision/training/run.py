@@ -25,6 +25,7 @@ from edgevision.training.folder import RunFolder
 from edgevision.training.inputs import architecture_of, check_classes, check_preprocess, default_preprocess, hold_out
 from edgevision.training.loop import EpochResult, Trainer, evaluate
 from edgevision.training.metrics import COLUMNS, Row
+from edgevision.training.request import TrainRequest
 from edgevision.training.source import ImageSource
 
 
@@ -86,57 +87,44 @@ def train(
     """
     model, begun = _begin(model, out)
     lesson = _lesson(teacher, distill, out)
-    train_task = _train_classifier
+    request = TrainRequest(
+        model, begun, data, val_data, images, out, epochs, config, preprocess, resume, device, changes, lesson
+    )
     if is_detector(model):
-        from edgevision.training.detection.run import train_detector as train_task
+        from edgevision.training.detection.run import train_detector
 
-    return train_task(
-        model, data, begun=begun, out=out, epochs=epochs, config=config, preprocess=preprocess, val_data=val_data,
-        images=images, resume=resume, device=device, changes=changes, lesson=lesson,
-    )  # fmt: skip
+        return train_detector(request)
+    return _train_classifier(request)
 
 
-def _train_classifier(
-    model: nn.Module,
-    data: str | Path | Dataset,
-    *,
-    begun: Checkpoint | None,
-    out: str | Path,
-    epochs: int | None,
-    config: RunConfig | None,
-    preprocess: Preprocess | None,
-    val_data: str | Path | Dataset | None,
-    images: str | Path | None,
-    resume: bool,
-    device: str | None,
-    changes: tuple[str, ...],
-    lesson: Lesson | None,
-) -> Checkpoint:
-    """See `train`; ``begun`` is what ``model`` was built from."""
-    if images is not None:
+def _train_classifier(request: TrainRequest) -> Checkpoint:
+    """See `train`."""
+    model, config = request.model, request.config
+    if request.images is not None:
         raise UsageError("images (--images) names the pictures' folder of a COCO file, which detectors are trained on")
     if not isinstance(config, (TrainConfig, NoneType)):
         raise UsageError(f"a classifier's settings are a TrainConfig; got a {type(config).__name__}")
     arguments = architecture_of(model)["arguments"]
     input_size = int(arguments["input_size"])
-    training, validation = open_parts(data, val_data)
-    if preprocess is None and begun is not None:
-        preprocess = begun.preprocess
+    training, validation = open_parts(request.data, request.val_data)
+    preprocess = request.preprocess or (request.begun.preprocess if request.begun is not None else None)
     if preprocess is None:
         preprocess = default_preprocess(training.name, input_size=input_size, in_channels=arguments["in_channels"])
     check_preprocess(preprocess, model)
     for dataset in (training, validation):
         check_classes(dataset, model)
     config = config or recipe_for(training.name, input_size=input_size)
-    if epochs is not None and epochs != config.epochs:
-        config = config.with_epochs(epochs)
-    with prepared(device, config.threads) as group:
+    if request.epochs is not None and request.epochs != config.epochs:
+        config = config.with_epochs(request.epochs)
+    with prepared(request.device, config.threads) as group:
         sources = (
             ImageSource(training, preprocess, workers=config.workers),
             ImageSource(validation, preprocess, workers=config.workers),
         )
-        run = ClassificationRun(model, *sources, config, RunFolder(out), group, changes, begun, lesson)
-        return run.execute(resume)
+        run = ClassificationRun(
+            model, *sources, config, RunFolder(request.out), group, request.changes, request.begun, request.lesson
+        )
+        return run.execute(request.resume)
 
 
 def is_detector(model: nn.Module) -> bool:

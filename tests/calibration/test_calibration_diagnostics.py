@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgevision.data.base import evenly_spaced
+from edgevision.data.datasets import ArrayDataset
 from edgevision.graph import Graph
+from edgevision.pipeline.data_care import preprocess_findings
 from edgevision.preprocess import PRESETS, Preprocess
 from edgevision_calibration.diagnostics import (
     LEAST_PICTURES,
@@ -157,6 +160,18 @@ def test_few_pictures_give_no_judgement():
     assert check_preprocess(classifier, classifier.pixels[: LEAST_PICTURES - 1], UNIT) == []
 
 
+def test_a_network_is_not_opened_for_too_few_pictures(graph, monkeypatch):
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("opened")
+
+    monkeypatch.setattr("edgevision_calibration.observe.open_session", opened)
+    images = np.stack([picture(index) for index in range(LEAST_PICTURES)])
+    dataset = ArrayDataset("few", images, None, (), "few")
+    assert preprocess_findings(graph, "classification", UNIT, evenly_spaced(dataset, LEAST_PICTURES - 1)) == []
+    with pytest.raises(AssertionError, match="opened"):
+        preprocess_findings(graph, "classification", UNIT, evenly_spaced(dataset, LEAST_PICTURES))
+
+
 def test_copies_of_one_picture_give_no_judgement():
     right = PRESETS["imagenet"].with_size(32, 32)
     classifier = Templates(right)
@@ -167,7 +182,6 @@ def test_copies_of_one_picture_give_no_judgement():
 def test_mobilenet_v2_is_judged_rightly(data_root):
     from edgevision.data import open_dataset
     from edgevision.data.base import Subset
-    from edgevision.pipeline.data_care import preprocess_findings
     from edgevision_converters.export import open_source
 
     pytest.importorskip("torch")

@@ -16,7 +16,6 @@ from edgevision.checkpoint import Checkpoint
 from edgevision.data import open_dataset
 from edgevision.data.base import Dataset, Subset
 from edgevision.data.datasets import complaints
-from edgevision.distillation.distiller import Lesson
 from edgevision.errors import DataError, TrainingError, UsageError
 from edgevision.models import create_model
 from edgevision.preprocess import PRESETS, Preprocess
@@ -29,6 +28,7 @@ from edgevision.training.detection.source import TrainingPictures, ValidationPic
 from edgevision.training.folder import RunFolder
 from edgevision.training.inputs import HOLD_OUT_EVERY, architecture_of, check_preprocess
 from edgevision.training.metrics import Row
+from edgevision.training.request import TrainRequest
 
 FIGURES = ("map", "map50", "map75", "map_small", "map_medium", "map_large", "recall")
 LOSSES = ("loss", "class", "box", "dfl", "objectness", "teacher")
@@ -44,44 +44,34 @@ COLUMNS = (
 )
 
 
-def train_detector(
-    model: nn.Module,
-    data: str | Path | Dataset,
-    *,
-    begun: Checkpoint | None,
-    out: str | Path,
-    epochs: int | None,
-    config: RunConfig | None,
-    preprocess: Preprocess | None,
-    val_data: str | Path | Dataset | None,
-    images: str | Path | None,
-    resume: bool,
-    device: str | None,
-    changes: tuple[str, ...],
-    lesson: Lesson | None,
-) -> Checkpoint:
-    """Train a detector; see `edgevision.training.train` for the arguments. ``begun`` is what ``model`` was built from.
+def train_detector(request: TrainRequest) -> Checkpoint:
+    """Train a detector; see `edgevision.training.train`.
 
     Raises:
         UsageError: settings or inputs that do not go together.
         DataError: data that cannot be read, or with other classes than the network's.
         TrainingError: see `edgevision.training.train`.
     """
-    training, validation = open_detection_parts(data, val_data, images)
+    begun = request.begun
+    training, validation = open_detection_parts(request.data, request.val_data, request.images)
     for line in [*complaints(training), *complaints(validation)]:
         tell(line)
-    config = _settings(config, epochs, len(training))
-    model = with_classes(model, training, seed=config.seed, begun=begun)
+    config = _settings(request.config, request.epochs, len(training))
+    model = with_classes(request.model, training, seed=config.seed, begun=begun)
     arguments = architecture_of(model)["arguments"]
+    preprocess = request.preprocess
     if preprocess is None:
         preprocess = begun.preprocess if begun is not None else detection_preprocess(arguments)
     check_preprocess(preprocess, model)
-    with prepared(device, config.threads) as group:
+    with prepared(request.device, config.threads) as group:
         sources = (
             TrainingPictures(training, preprocess, arguments["num_classes"], workers=config.workers),
             ValidationPictures(validation, preprocess, arguments["num_classes"], workers=config.workers),
         )
-        return DetectionRun(model, *sources, config, RunFolder(out), group, changes, begun, lesson).execute(resume)
+        run = DetectionRun(
+            model, *sources, config, RunFolder(request.out), group, request.changes, begun, request.lesson
+        )
+        return run.execute(request.resume)
 
 
 def _settings(config: RunConfig | None, epochs: int | None, pictures: int) -> DetectionConfig:
