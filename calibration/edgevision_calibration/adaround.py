@@ -1,4 +1,4 @@
-"""AdaRound: each weight learns whether to round up or down, and what is learned behind it may still change its mind.
+"""AdaRound: each weight learns whether to round up or down.
 
 Source: Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, arXiv 2004.10568, section 3.2.
 """
@@ -6,25 +6,20 @@ Source: Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantizati
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edgevision.graph import Graph
 from edgevision_calibration.plan import QuantPlan
 from edgevision_calibration.torch_graph.fake_quant import WEIGHT_LIMIT, FakeQuantGraph
-from edgevision_calibration.weights import along, weight_axis
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
 # the paper's stretch of the sigmoid, which lets h reach 0 and 1
 _ZETA, _GAMMA = 1.1, -0.1
-# of a step: so near to the middle between two integers a weight may lie and still clearly belong to one
-_NEAR_EDGE = 0.45
 
 
 class SoftRounding(nn.Module):
@@ -105,25 +100,3 @@ class RoundingGraph(FakeQuantGraph):
                     steps[place] = self.step_changes[place]
         found["steps"] = list(steps.values())
         return found
-
-
-def loosened(graph: Graph, rounded: Graph, plan: QuantPlan) -> tuple[Graph, QuantPlan]:
-    """A net with learned rounding whose weights lie as near to those in float as still rounds to what was learned.
-
-    On their grid, where the learning of roundings leaves them, weights are half a step from changing; here those whose
-    rounding hardly matters are near the edge, so that training which follows can still decide about them.
-
-    Args:
-        graph: the weights in float.
-        rounded: the same net with weights on the grid of ``plan``.
-        plan: the plan of ``rounded``.
-    """
-    axes = {node.input[1]: weight_axis(node) for node in graph.nodes if len(node.input) > 1}
-    near = {}
-    for name, scales in plan.weights.items():
-        weight = graph.initializers[name].astype(np.float64)
-        steps = along(np.asarray(scales, np.float64), axes[name] if len(scales) > 1 else 0, weight.ndim)
-        integers = np.rint(rounded.initializers[name] / steps)
-        near[name] = (np.clip(weight / steps, integers - _NEAR_EDGE, integers + _NEAR_EDGE) * steps).astype(np.float32)
-    loose = rounded.with_initializers(near)
-    return loose, replace(plan, graph_sha256=loose.sha256)

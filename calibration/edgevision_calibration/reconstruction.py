@@ -1,4 +1,4 @@
-"""Block-wise reconstruction, the "long method": a few layers at a time learn to answer as they did in float.
+"""Block-wise reconstruction: a few layers at a time learn to answer as they did in float.
 
 Sources: Li et al., BRECQ, arXiv 2102.05426, section 3.2 (blocks); Wei et al., QDrop, arXiv 2203.05740, section 3.3
 (activations are quantized while weights learn). The rounding is AdaRound's.

@@ -87,8 +87,8 @@ class ConvertOptions:
             the validation data; None quantizes all that the target can.
         time_budget_s: seconds that each target may take for calibration, learned rounding and that search together;
             the first two are not cut short, the search has what they leave. None for no limit.
-        method: for ``int8``: ``default``, or ``long`` to learn weights and steps, block by block and then together
-            (minutes).
+        method: for ``int8``: ``default``, or ``long`` to learn weights and steps, see
+            `edgevision.pipeline.long_method.learn_long` (minutes).
         compress: store bundles packed: ``lossless``, or with weights that share values, each told by so many bits
             (1..8); None stores engine files as they are.
         decoder: for other people's detectors, how outputs become boxes: a `Postprocess`, or ``NAME[:key=value,…]``,

@@ -42,8 +42,8 @@ class QuantizeOptions:
     """How `quantize` works, besides what it quantizes.
 
     Attributes:
-        method: ``default`` (calibration alone), ``long`` (weights and steps learned block by
-            block and then together, from the calibration pictures) or ``qat``.
+        method: ``default`` (calibration alone), ``long`` (weights and steps learned from the calibration
+            pictures, see `edgevision.pipeline.long_method.learn_long`) or ``qat``.
         calibration_images: pictures the ranges are taken from, spread evenly over the data.
         ranges: range method.
         equalize: balance the ranges of channels first.

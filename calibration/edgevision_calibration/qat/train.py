@@ -134,7 +134,6 @@ def train_quantized(
     config: QatConfig,
     classification: bool,
     state: Path | None = None,
-    teacher: Graph | None = None,
     label: str = "qat",
 ) -> QatResult:
     """Fine-tune a quantized graph to answer as it does in float.
@@ -149,7 +148,6 @@ def train_quantized(
         config: settings.
         classification: whether the first output holds logits (KL divergence) rather than values (squared error).
         state: file to resume from and to keep the state of every epoch in.
-        teacher: what is answered like, in float; by default ``graph``, whose weights may have been learned already.
         label: what the progress bar says.
 
     Raises:
@@ -159,7 +157,7 @@ def train_quantized(
     """
     if config.label_weight and not classification:
         raise UsageError("label_weight is for classification; other tasks learn from the float network: leave it 0")
-    run = _Run(graph, plan, data, config, classification, teacher or graph)
+    run = _Run(graph, plan, data, config, classification)
     progress = run.restore(state) if state is not None and state.exists() else run.begin()
     with torch.random.fork_rng(devices=[]), Progress(label, config.epochs * data.steps) as bar:
         bar.advance(progress.step)
@@ -173,22 +171,14 @@ def train_quantized(
 class _Run:
     """Student, teacher and optimizer of one training."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        plan: QuantPlan,
-        data: QatData,
-        config: QatConfig,
-        classification: bool,
-        teacher: Graph,
-    ) -> None:
+    def __init__(self, graph: Graph, plan: QuantPlan, data: QatData, config: QatConfig, classification: bool) -> None:
         learn = set()
         if config.lr > 0:
             learn.add("weights")
         if config.step_lr > 0:
             learn |= {"weight_steps", "activation_steps"}
         self.student = FakeQuantGraph(graph, plan, learn=frozenset(learn))
-        self.teacher = TorchGraph(teacher)
+        self.teacher = TorchGraph(graph)
         self.data, self.config, self.classification = data, config, classification
         weights = [*self.student.weight_changes, *self.student.bias_changes]
         steps = [*self.student.step_changes, *self.student.weight_step_changes]
