@@ -6,6 +6,9 @@ for each weight tensor, nothing equalized or corrected), ``default`` and ``long`
 ``qat`` (self-distillation, trained for ONNX Runtime, its ranges taken by the others). TensorRT's plan is run by its
 own float reference: its row tells the plan's loss, not an engine's.
 
+``--part collapse``: a RepVGG-A0 trained at ten times the learning rate. Channels die early, the batch norms of their
+identity branches divide by next to nothing, and the fused weights get outliers, as those of the published RepVGG have.
+
 ``--part rescaled``: equal functions quantize equally. Channels are multiplied by random factors between 1/16 and 16
 where that is an identity in float, and the default is asked again. ``--part speed``: SqueezeNet 1.1 at 224 × 224.
 
@@ -13,7 +16,7 @@ Networks and bundles are kept in the folder of the runs: a second call goes on w
 ``bundles`` when the code of calibration or conversion has changed.
 Needs EDGEVISION_DATA; the pictures were compressed anew by their source, which costs accuracy.
 
-    python benchmarks/cifar10.py --runs FOLDER [--part table|rescaled|speed] [--only NAME]
+    python benchmarks/cifar10.py --runs FOLDER [--part table|collapse|rescaled|speed] [--only NAME]
 """
 
 from __future__ import annotations
@@ -62,6 +65,12 @@ class Net:
     settings: TrainConfig
     qat_epochs: int = 3
     rescaled: bool = True
+    variant: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Its folder among the runs, and what the rows call it."""
+        return f"{self.name}-{self.variant}" if self.variant else self.name
 
 
 _SHORT = replace(
@@ -75,6 +84,9 @@ NETS = (
     Net("mobilenet_v1", 0.25, replace(_SHORT, epochs=25)),
     # h-swish lets no factor through
     Net("mobilenet_v3_small", 0.5, replace(_SHORT, epochs=10), rescaled=False),
+)
+COLLAPSING = replace(
+    NETS[0], settings=replace(NETS[0].settings, epochs=20, lr=1.0, warmup_epochs=0.0), variant="steep", rescaled=False
 )
 
 
@@ -92,8 +104,8 @@ def trained(net: Net, place: Place) -> Source:
     torch.manual_seed(0)
     model = ev.create_model(net.name, num_classes=10, in_channels=3, input_size=32, width=net.width)
     # the test pictures choose nothing: every tenth training picture is held out for that
-    ev.train(model, place.train, out=place.runs / net.name, config=net.settings)
-    return open_source(place.runs / net.name)
+    ev.train(model, place.train, out=place.runs / net.folder, config=net.settings)
+    return open_source(place.runs / net.folder)
 
 
 def logits(bundle: Bundle, place: Place, out: Path) -> np.ndarray:
@@ -126,22 +138,22 @@ def naive(source: Source, place: Place, out: Path) -> list[Bundle]:
 
 def learned(net: Net, source: Source, place: Place, out: Path) -> list[Bundle]:
     """Bundles of the network trained for integers."""
-    folder = place.runs / f"{net.name}-qat"
+    folder = place.runs / f"{net.folder}-qat"
     options = QuantizeOptions(method="qat", epochs=net.qat_epochs)
-    ev.quantize(place.runs / net.name, data=place.train, out=folder, options=options)
+    ev.quantize(place.runs / net.folder, data=place.train, out=folder, options=options)
     return ev.convert(folder, targets=TARGETS, precision="int8", data=place.train, name=source.name, out=out)
 
 
 def quantized(net: Net, source: Source, method: str, place: Place) -> tuple[list[Bundle], Path]:
     """INT8 bundles of one method for all targets, and the folder they were made in."""
-    out = place.runs / "bundles" / net.name / method
+    out = place.runs / "bundles" / net.folder / method
     if method == "naive":
         return naive(source, place, out), out
     if method == "qat":
         return learned(net, source, place, out), out
     options = ConvertOptions(method=method)
     common: dict[str, Any] = {"targets": TARGETS, "precision": "int8", "data": place.train, "options": options}
-    return ev.convert(place.runs / net.name, out=out, **common), out
+    return ev.convert(place.runs / net.folder, out=out, **common), out
 
 
 def floats(source: str | Path | Any, place: Place, out: Path, **arguments: Any) -> dict[str, np.ndarray]:
@@ -155,8 +167,8 @@ def table(net: Net, place: Place, methods: Sequence[str]) -> Iterator[dict[str, 
     """A row for every method and target of one network."""
     source = trained(net, place)
     labels = np.asarray(place.test.labels)
-    fp32 = floats(place.runs / net.name, place, place.runs / "bundles" / net.name / "fp32")
-    common = {"network": net.name, "width": net.width, "epochs": net.settings.epochs, "test_pictures": len(labels)}
+    fp32 = floats(place.runs / net.folder, place, place.runs / "bundles" / net.folder / "fp32")
+    common = {"network": net.folder, "width": net.width, "epochs": net.settings.epochs, "test_pictures": len(labels)}
     for target in ENGINES:
         yield {**common, "method": "fp32", "target": target, "top1": top1(fp32[target], labels)}
     for method in methods:
@@ -182,13 +194,13 @@ def compare_rescaled(net: Net, place: Place, seeds: Iterable[int]) -> Iterator[d
     labels = np.asarray(place.test.labels)
     bundles, out = quantized(net, source, "default", place)
     before = {bundle.manifest.target: logits(bundle, place, out) for bundle in bundles}
-    fp32 = floats(place.runs / net.name, place, place.runs / "bundles" / net.name / "fp32")
+    fp32 = floats(place.runs / net.folder, place, place.runs / "bundles" / net.folder / "fp32")
     assert source.preprocess is not None
     peaks = seen_on(source.graph, [ev.open_dataset(place.train), place.test], source.preprocess)
     for seed in seeds:
         other = rescaled(source.graph, peaks, seed=seed)
         replaced = replace(source, graph=other.graph)
-        folder = place.runs / "bundles" / net.name / f"rescaled-{seed}"
+        folder = place.runs / "bundles" / net.folder / f"rescaled-{seed}"
         about: dict[str, Any] = {
             "preprocess": source.preprocess,
             "classes": source.classes,
@@ -202,7 +214,7 @@ def compare_rescaled(net: Net, place: Place, seeds: Iterable[int]) -> Iterator[d
             target = bundle.manifest.target
             after = logits(bundle, place, folder)
             yield {
-                "network": net.name,
+                "network": net.folder,
                 "target": shown(target),
                 "seed": seed,
                 "channels": other.channels,
@@ -252,7 +264,7 @@ def main() -> None:
     """Train what is missing, measure one part, and write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of trained networks and bundles")
-    parser.add_argument("--part", choices=("table", "rescaled", "speed"), default="table")
+    parser.add_argument("--part", choices=("table", "collapse", "rescaled", "speed"), default="table")
     parser.add_argument("--only", choices=[net.name for net in NETS], help="one network; nothing is saved")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--seeds", type=int, default=2, help="random factors to try (default: %(default)s)")
@@ -267,10 +279,10 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if options.part == "speed":
         rows += speed(data, options.rounds)
-    for net in NETS:
+    for net in (COLLAPSING,) if options.part == "collapse" else NETS:
         if options.part == "speed" or options.only not in {None, net.name}:
             continue
-        if options.part == "table":
+        if options.part in {"table", "collapse"}:
             rows += printed(table(net, place, options.methods))
         elif net.rescaled:
             rows += printed(compare_rescaled(net, place, range(options.seeds)))
