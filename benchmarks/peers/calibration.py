@@ -2,7 +2,8 @@
 
 Each row is a process of its own; the pictures are decoded and preprocessed by the same code for all, and counted in.
 The whole default is all that `convert` does between the network and the four plans: equalization, the observing pass,
-the checks of pictures and preprocess, and a plan for each target. Needs EDGEVISION_DATA.
+the checks of pictures and preprocess, and a plan for each target; NNCF serves one engine, and so does the row for
+OpenVINO alone. Needs EDGEVISION_DATA.
 
     python benchmarks/peers/calibration.py [--images 100,300,1000] [--percentile] [--rounds N] [--peers-python PYTHON]
 
@@ -19,7 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +35,7 @@ from provenance import save, show
 DATA = Path(os.environ.get("EDGEVISION_DATA", ""))
 TARGETS = ("onnxruntime", "openvino", "ncnn", "tensorrt")
 PLAIN, PASS, DEFAULT = "plain inference", "edgevision, observing pass", "edgevision, whole default"
+ONE_ENGINE = "edgevision, default for OpenVINO alone"
 MIN_MAX, PERCENTILE = "ONNX Runtime min-max", "ONNX Runtime percentile"
 NNCF_OPENVINO, NNCF_ONNX = "NNCF on OpenVINO", "NNCF on ONNX"
 
@@ -81,6 +83,15 @@ def observing_pass(model: str, pictures: Pictures) -> Callable[[], object]:
 
 def whole_default(model: str, pictures: Pictures) -> Callable[[], object]:
     """Everything of ours between the network and the four plans, as `convert` calls it."""
+    return _default(model, pictures, TARGETS)
+
+
+def default_for_openvino(model: str, pictures: Pictures) -> Callable[[], object]:
+    """The same for one engine."""
+    return _default(model, pictures, ("openvino",))
+
+
+def _default(model: str, pictures: Pictures, targets: Sequence[str]) -> Callable[[], object]:
     from edgevision.pipeline.convert import ConvertOptions, open_job
 
     # `convert` imports them where it comes to them
@@ -89,7 +100,7 @@ def whole_default(model: str, pictures: Pictures) -> Callable[[], object]:
     folder = tempfile.TemporaryDirectory()
     job = open_job(
         model,
-        targets=TARGETS,
+        targets=targets,
         precisions=["int8"],
         data=pictures.chosen,
         preprocess="imagenet",
@@ -99,7 +110,7 @@ def whole_default(model: str, pictures: Pictures) -> Callable[[], object]:
 
     def calibrate() -> None:
         with folder:
-            for target in TARGETS:
+            for target in targets:
                 job.plan(target)
 
     return calibrate
@@ -160,6 +171,7 @@ METHODS = {
     PLAIN: plain_inference,
     PASS: observing_pass,
     DEFAULT: whole_default,
+    ONE_ENGINE: default_for_openvino,
     MIN_MAX: onnxruntime_min_max,
     PERCENTILE: onnxruntime_percentile,
     NNCF_OPENVINO: nncf_openvino,
@@ -218,7 +230,7 @@ def main() -> None:
         sys.exit("EDGEVISION_DATA must name the folder with imagenet-mini and weights")
     from edgevision_converters.export import open_source
 
-    methods = [PLAIN, PASS, DEFAULT, MIN_MAX]
+    methods = [PLAIN, PASS, DEFAULT, ONE_ENGINE, MIN_MAX]
     if options.peers_python:
         methods += [NNCF_OPENVINO, NNCF_ONNX]
     else:
