@@ -17,8 +17,8 @@ from edgevision_calibration.weights import along, per_input, quantize_weight, we
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-# layer, steps, means → what rounding moves; targets whose steps are the same share it
-_found: WeakKeyDictionary[Graph, dict[tuple[str, bytes, bytes], npt.NDArray[np.float64]]] = WeakKeyDictionary()
+# layer, steps, means → what rounding moves
+_FOUND: WeakKeyDictionary[Graph, dict[tuple[str, bytes, bytes], npt.NDArray[np.float64]]] = WeakKeyDictionary()
 
 
 def corrected_biases(graph: Graph, plan: QuantPlan, table: CalibrationTable) -> Mapping[str, npt.NDArray[np.float32]]:
@@ -38,13 +38,21 @@ def corrected_biases(graph: Graph, plan: QuantPlan, table: CalibrationTable) -> 
         if node.op_type not in {"Conv", "Gemm"} or node.name in plan.float_ops or len(node.input) < 3:
             continue
         if node.input[1] in plan.weights and node.input[2] in graph.initializers:
-            scales, mean = plan.weights[node.input[1]], table[node.input[0]].channel_mean
-            found, key = _found.setdefault(graph, {}), (node.name, scales.tobytes(), mean.tobytes())
-            if key not in found:
-                found[key] = _output_shift(graph, node, scales, mean)
+            shift = _shift_of(graph, node, plan.weights[node.input[1]], table[node.input[0]].channel_mean)
             bias = graph.initializers[node.input[2]].reshape(-1)
-            biases[node.name] = (bias - found[key]).astype(np.float32)
+            biases[node.name] = (bias - shift).astype(np.float32)
     return biases
+
+
+def _shift_of(
+    graph: Graph, node: NodeProto, scales: npt.NDArray[np.float32], mean: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """`_output_shift`, found once for all the plans whose steps are the same."""
+    found = _FOUND.setdefault(graph, {})
+    key = (node.name, scales.tobytes(), mean.tobytes())
+    if key not in found:
+        found[key] = _output_shift(graph, node, scales, mean)
+    return found[key]
 
 
 def _output_shift(

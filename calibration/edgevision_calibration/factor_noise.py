@@ -13,11 +13,12 @@ Array = npt.NDArray[np.float64]
 
 # a channel is not blown up, or made small, beyond this against the middle one
 _GREATEST_FACTOR = 1e4
-_LEVELS = 255.0
+# steps of a range of 8-bit integers
+LEVELS = 255.0
 _STEPS = 60
 # a maximum that can be differentiated: the norm of this order
 _ORDER = 16
-_LEAST_PEAK, _LEAST_TOTAL = 1e-30, 1e-300
+_LEAST_EXTENT, _LEAST_TOTAL = 1e-30, 1e-300
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,8 @@ class _TensorNoise:
     """Rounding of a tensor: the squared step of the range that holds all channels, back in each channel's own size."""
 
     def __init__(self, tensor: TensorExtents, factors: Array) -> None:
-        # one more entry: what is not free finds the factor 1 there
-        self.index = np.where(tensor.index < 0, len(factors) - 1, tensor.index)
-        self._weight = tensor.weight / (12 * _LEVELS**2)
+        self.index = _places(tensor.index, factors)
+        self._weight = tensor.weight / (12 * LEVELS**2)
         self._bound = tensor.bound
         near = factors[self.index]
         self._above = _SoftMaximum(tensor.above[None] * near)
@@ -148,7 +148,7 @@ class _TensorNoise:
             below, totals = self._below.at(grown)
             extent += float(below[0])
             moved += self._below.slope(below, totals, grown)
-        extent = max(extent, _LEAST_PEAK)
+        extent = max(extent, _LEAST_EXTENT)
         noise = self._weight * np.square(extent / factors[self.index])
         total = float(noise.sum())
         return total, 2 * total / extent * moved - 2 * noise
@@ -158,7 +158,7 @@ class _WeightNoise:
     """Rounding of weights: the squared step of each output's greatest weight, times the power that arrives."""
 
     def __init__(self, reader: WeightMagnitudes, factors: Array) -> None:
-        self.index = np.where(reader.index < 0, len(factors) - 1, reader.index)
+        self.index = _places(reader.index, factors)
         self._weight = reader.weight / (12 * 127.0**2)
         self._power = reader.power
         self._peaks = _SoftMaximum(reader.magnitudes / factors[self.index])
@@ -173,6 +173,11 @@ class _WeightNoise:
         return total * arriving, 2 * total * power - 2 * arriving * self._peaks.slope(noise, totals, shrunk)
 
 
+def _places(index: npt.NDArray[np.int64], factors: Array) -> npt.NDArray[np.int64]:
+    """Where each channel finds its factor: the last entry is the 1 of those that are not free."""
+    return np.where(index < 0, len(factors) - 1, index)
+
+
 class _SoftMaximum:
     """The norm of order `_ORDER` along the last axis of values ``[O, I]`` that are multiplied by factors ``[I]``.
 
@@ -182,7 +187,7 @@ class _SoftMaximum:
     """
 
     def __init__(self, values: Array) -> None:
-        self._peak = np.maximum(values.max(axis=1), _LEAST_PEAK)
+        self._peak = np.maximum(values.max(axis=1), _LEAST_EXTENT)
         self._powers = (values / self._peak[:, None]) ** _ORDER
 
     def at(self, powers: Array) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edgevision.graph import Graph
 from edgevision_calibration.channels import ChannelGroup
-from edgevision_calibration.factor_noise import Array, TensorExtents, WeightMagnitudes, least_noise
+from edgevision_calibration.factor_noise import LEVELS, Array, TensorExtents, WeightMagnitudes, least_noise
 from edgevision_calibration.planning import clip_bounds
 from edgevision_calibration.samples import ChannelSamples
 from edgevision_calibration.weights import per_input
@@ -28,7 +28,6 @@ _MARGIN = 1.05
 _CLIP_WEIGHT = 6.0
 _CLIPS = np.linspace(0.3, 1.0, 8)
 _PEAK_PIXELS = 4.0
-_LEVELS = 255.0
 # the error of a weight is the same at every pixel, so it averages out less than that of rounding
 _ALIKE = 4.0
 # output channels of a consumer that are looked at: their noise is much alike
@@ -143,7 +142,7 @@ def _cut(
     """Where to cut the upper end of each channel, ``[C]``."""
     # at the whole range nothing is clipped
     end = low + (high - low)
-    best, least = end, np.square((end - low) / _LEVELS) / 12 * occupied
+    best, least = end, _step_noise(end - low, occupied)
     room, peak_room = np.empty_like(values), np.empty_like(peaks)
     for share in _CLIPS[-2::-1]:
         end = low + (high - low) * share
@@ -151,13 +150,18 @@ def _cut(
         drawn = _mean_square_beyond(values, limit, room)
         # the few pixels drawn of a large picture miss its peaks, each of which covers a few pixels
         known = _mean_square_beyond(peaks, limit, peak_room) * min(_PEAK_PIXELS / pixels, 1.0)
-        error = _CLIP_WEIGHT * np.maximum(drawn, known) + np.square((end - low) / _LEVELS) / 12 * occupied
+        error = _CLIP_WEIGHT * np.maximum(drawn, known) + _step_noise(end - low, occupied)
         better = error < least
         if not better.any():
             # both parts of the error are convex in the end: further in there is no less
             break
         best[better], least[better] = end[better], error[better]
     return best
+
+
+def _step_noise(extent: Array, occupied: Array) -> Array:
+    """Noise of each channel, ``[C]``, were the integers spread over its own ``extent [C]``; zeros make none."""
+    return np.asarray(np.square(extent / LEVELS) / 12 * occupied, np.float64)
 
 
 def _mean_square_beyond(
