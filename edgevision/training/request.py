@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from torch import nn
 
@@ -12,6 +13,8 @@ from edgevision.data.base import Dataset
 from edgevision.distillation.distiller import Lesson
 from edgevision.preprocess import Preprocess
 from edgevision.training.config import RunConfig
+
+C = TypeVar("C", bound=RunConfig)
 
 
 @dataclass(frozen=True)
@@ -47,3 +50,16 @@ class TrainRequest:
     device: str | None
     changes: tuple[str, ...]
     lesson: Lesson | None
+
+    @property
+    def known_preprocess(self) -> Preprocess | None:
+        """The preprocess that is given, or that of the checkpoint that is begun with."""
+        if self.preprocess is None and self.begun is not None:
+            return self.begun.preprocess
+        return self.preprocess
+
+    def lasting(self, config: C) -> C:
+        """``config`` over as many epochs as were asked for."""
+        if self.epochs is None or self.epochs == config.epochs:
+            return config
+        return config.with_epochs(self.epochs)

@@ -107,15 +107,13 @@ def _train_classifier(request: TrainRequest) -> Checkpoint:
     arguments = architecture_of(model)["arguments"]
     input_size = int(arguments["input_size"])
     training, validation = open_parts(request.data, request.val_data)
-    preprocess = request.preprocess or (request.begun.preprocess if request.begun is not None else None)
-    if preprocess is None:
-        preprocess = default_preprocess(training.name, input_size=input_size, in_channels=arguments["in_channels"])
+    preprocess = request.known_preprocess or default_preprocess(
+        training.name, input_size=input_size, in_channels=arguments["in_channels"]
+    )
     check_preprocess(preprocess, model)
     for dataset in (training, validation):
         check_classes(dataset, model)
-    config = config or recipe_for(training.name, input_size=input_size)
-    if request.epochs is not None and request.epochs != config.epochs:
-        config = config.with_epochs(request.epochs)
+    config = request.lasting(config or recipe_for(training.name, input_size=input_size))
     with prepared(request.device, config.threads) as group:
         sources = (
             ImageSource(training, preprocess, workers=config.workers),

@@ -56,12 +56,10 @@ def train_detector(request: TrainRequest) -> Checkpoint:
     training, validation = open_detection_parts(request.data, request.val_data, request.images)
     for line in [*complaints(training), *complaints(validation)]:
         tell(line)
-    config = _settings(request.config, request.epochs, len(training))
+    config = request.lasting(_settings(request.config, len(training)))
     model = with_classes(request.model, training, seed=config.seed, begun=begun)
     arguments = architecture_of(model)["arguments"]
-    preprocess = request.preprocess
-    if preprocess is None:
-        preprocess = begun.preprocess if begun is not None else detection_preprocess(arguments)
+    preprocess = request.known_preprocess or detection_preprocess(arguments)
     check_preprocess(preprocess, model)
     with prepared(request.device, config.threads) as group:
         sources = (
@@ -74,12 +72,12 @@ def train_detector(request: TrainRequest) -> Checkpoint:
         return run.execute(request.resume)
 
 
-def _settings(config: RunConfig | None, epochs: int | None, pictures: int) -> DetectionConfig:
+def _settings(config: RunConfig | None, pictures: int) -> DetectionConfig:
     if config is None:
         config = recipe_for_boxes(pictures)
     if not isinstance(config, DetectionConfig):
         raise UsageError(f"a detector's settings are a DetectionConfig; got a {type(config).__name__}")
-    return config.with_epochs(epochs) if epochs is not None and epochs != config.epochs else config
+    return config
 
 
 def detection_preprocess(arguments: dict[str, Any]) -> Preprocess:
