@@ -7,7 +7,7 @@ for each weight tensor, nothing equalized or corrected), ``default`` and ``long`
 own float reference: its row tells the plan's loss, not an engine's.
 
 ``--part collapse``: a RepVGG-A0 trained at ten times the learning rate. Channels die early, the batch norms of their
-identity branches divide by next to nothing, and the fused weights get outliers, as those of the published RepVGG have.
+identity branches divide by next to nothing, and the fused weights get outliers.
 
 ``--part rescaled``: equal functions quantize equally. Channels are multiplied by random factors between 1/16 and 16
 where that is an identity in float, and the default is asked again. ``--part speed``: SqueezeNet 1.1 at 224 × 224.
@@ -85,9 +85,7 @@ NETS = (
     # h-swish lets no factor through
     Net("mobilenet_v3_small", 0.5, replace(_SHORT, epochs=10), rescaled=False),
 )
-COLLAPSING = replace(
-    NETS[0], settings=replace(NETS[0].settings, epochs=20, lr=1.0, warmup_epochs=0.0), variant="steep", rescaled=False
-)
+COLLAPSING = replace(NETS[0], settings=replace(NETS[0].settings, epochs=20, lr=1.0, warmup_epochs=0.0), variant="steep")
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,8 @@ def test_fastestdet_finds_what_is_there(fastestdet, data_root, engine, precision
 def test_ultraface_finds_the_astronauts_face_and_none_in_a_cup(ultraface, data_root, engine, precision):
     with ev.load(ultraface[engine, precision]) as session:
         astronaut, coffee = session([data_root / "photos" / f"content_{name}.png" for name in ("astronaut", "coffee")])
-    # her hair has a score of 0.69 in FP32, a hundredth below the decoder's threshold
-    found = astronaut.above(0.8)
+    # her hair has a score of 0.69 in FP32, a hundredth below the decoder's threshold; integers may lift it over
+    found = astronaut if precision == "fp32" else astronaut.above(0.8)
     assert found.names == ("face",)
     assert iou_matrix(found.boxes, np.float32([ASTRONAUT]))[0, 0] >= 0.8
     assert len(coffee) == 0
